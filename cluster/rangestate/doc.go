@@ -1,0 +1,136 @@
+// Package rangestate is the deterministic state machine of a range and the reads
+// of its state. A range holds everything about the objects of one contiguous
+// piece of the ordered key space (bucket id, key): it is what one Raft group
+// replicates. The package imports neither raft nor time nor rand and starts no
+// goroutine: what a command does follows from the state and the log entries alone.
+//
+// A [Machine] applies entries to a Pebble batch. A [View] reads any consistent
+// pebble.Reader: the store itself inside one linearizable read, or a snapshot.
+//
+// # Rows
+//
+// All integers are big endian. B is a bucket id of 8 bytes. E is a key, escaped so
+// that the order of the bytes is the order of the keys and nothing is a prefix of
+// anything else: 0x00 becomes 0x00 0xff, and the end is 0x00 0x01.
+//
+// Rows in bounds carry no group: a split hands them to the child as they lie.
+//
+//	'b' B start              BucketRow. One for each bucket whose keys can fall in the range;
+//	                         start is the raw key at which the range begins inside the bucket, or empty.
+//	                         The rows of deleted buckets stay (see Buckets).
+//	'c' B rawkey             ObjectRow, the current version: a plain listing reads nothing else.
+//	'd' B E seq(8)           DoomedRow: parts of an upload to expand into garbage.
+//	'k' B E upload(8)        CompletedUploadRow: answers a repeated CompleteMultipartUpload.
+//	'm' B E upload(8) pg(4)  ManifestRow: page pg (from 0) of a multipart object, 1000 parts each.
+//	'n' B E                  8 bytes: sequence of the null version while that lies in 'v'.
+//	'o' B E command(16)      OutcomeRow: what the command did to the key.
+//	'p' B E upload(8) nr(4)  PartRow, of an upload in progress or of a multipart object.
+//	'r' B E seq(8)           RepairRow.
+//	'u' B E seq(8)           UploadRow, an upload in progress.
+//	'v' B E ^seq(8)          ObjectRow, a noncurrent version or a delete marker; newest first.
+//	'e'                      reserved for undelivered events.
+//
+// Rows of the group stay with it in a split. G is the group id of 8 bytes.
+//
+//	'G' G 'b' B rawkey       ChildRow: the child that a split at this place made.
+//	'G' G 'c' B class        CounterRow; class is S3's name of the storage class.
+//	'G' G 'd'                RangeDescriptor.
+//	'G' G 'g' seq(8) n(4)    GarbageRow.
+//	'G' G 'h'                CheckRow: the hash of the bounds at the last CheckBounds.
+//	'G' G 's'                the raw key at which the next Sweep goes on.
+//	'G' G 't'                GroupClock.
+//
+// # Versions of a key
+//
+// If a 'c' row exists it is the newest version of its key, and it is never a delete
+// marker. When a newer version comes on a bucket with versions it moves to 'v' and
+// gets noncurrent_ms. Delete markers always lie in 'v', the newest with noncurrent_ms
+// zero. At most one version of a key is the null version. Every get and put of a key
+// touches a fixed number of rows, however many versions the key has.
+//
+// UpdateVersion changes tags, retention or legal hold in the version's row, where it lies. RewriteData changes only the data,
+// under the data's own generation: neither hinders the other.
+//
+// # Buckets
+//
+// What a bucket's row says was decided in the system group, which counts the decisions on a bucket as its generation. Any
+// gateway may carry out a decision, several at once, and the commands of one that was held up come late. So every command on a
+// bucket's row names the generation it was decided at, and the row keeps it: a row of a creation does
+// not replace what a deletion left, and a fence does not replace a row that lifted it.
+//
+// A deletion goes through the bucket's ranges twice, in order: it fences all, then drops all, or lifts all by a put of the
+// next generation. Where one gateway drops and another lifts, the range with the bucket's first key decides: a drop
+// refuses what is not fenced any more, and nothing lifts what was dropped; who is refused there does as the other.
+//
+// A dropped bucket's row stays, without its configuration, for otherwise a creation that was held up would bring the bucket
+// back. That no creation can come any more is known of no bucket: who sends one has read the system group
+// before, but not within any time. Ids are never given out twice, so that this is one row of some 20 bytes for each deleted bucket in
+// each range that held it. A split copies the row of the one bucket that it cuts, dropped or not.
+//
+// # Chunks
+//
+// A chunk that a command brought is from then on in exactly one place: named by an
+// object or part row (the parts of a multipart object and of a doomed upload are its
+// part rows), or named by a garbage row until DropGarbage. Nothing else removes
+// data. A definite refusal (a failed condition, a lock, no such bucket) puts the
+// chunks that the command brought into garbage in that same command, and says so in
+// RangeResult.freed. These refusals free nothing:
+//
+//   - TooLate, because an earlier try may have succeeded and be forgotten.
+//   - WrongRange, because the proposer repeats the same command where the key lies
+//     now, and because a try sent before a split may arrive after its repeat succeeded
+//     in the child: freeing here would free a live object's chunks there.
+//   - Malformed commands and those of an unknown version: what they bring is not known.
+//   - A write id that the row to replace has already: the chunks are that row's.
+//
+// What such a command brought and nothing names is found as orphans.
+//
+// # Outcomes
+//
+// Every command that names a key or a bucket leaves an outcome row beside it, in
+// bounds, also when it was refused. It is answered, and nothing changes, when the
+// command comes again. The row counts until OutcomeRetention has passed in range time
+// since it was applied or issued, whichever was later. A command whose issued_ms is
+// older than that and has no such row is refused as TooLate; so is one issued more
+// than OutcomeRetention ahead of range time, since its outcome could not be kept long
+// enough. So a command is never applied twice, whatever issued_ms says.
+//
+// An outcome of a bucket command lies under the key of the bucket's row. A bulk delete
+// has one outcome for each key it names, so that a split keeps them with the keys.
+//
+// DropGarbage, DropRepair, ExpandDoomed, Sweep and Tick need no outcomes: the first
+// two name rows by sequence numbers that are never given out twice, the next two go on
+// from progress that is itself state, and the last does nothing.
+//
+// # Time and sequence
+//
+// Range time is max(previous, the entry's stamp). The clock also counts the changes
+// of the descriptor and of bucket rows, so that [Views] need not read those every time.
+// The sequence rises by one for every version, upload, garbage row, doomed row and
+// repair row made.
+//
+// # Splits
+//
+// A split narrows the parent's descriptor, writes the child's descriptor and clock and a ChildRow, and copies the row
+// of the bucket that it cuts. Nothing else is touched: the rows in the child's bounds are the child's from then on.
+// The machine tells its host of the birth ([Machine.Born]), which makes the child's replica in the same batch, or
+// deletes the child's rows if none is to live there. Starts of ranges never change and ends only move down, so
+// who has an old idea of the bounds always asks a range that lies before the right one, and is sent on from there:
+// WrongRange names the child that was born with the key.
+//
+// # Determinism and versions
+//
+// RangeCommand.version is 1. What version 1 does, the constants of package storage it
+// uses included (OutcomeRetention, ChunkCommitMax, CompletedUploadTTL), must not change
+// in a later release; a change is a new version.
+// Results are a function of state and entries; how the entries are cut into batches
+// leaves no trace in the state.
+//
+// # Options of the state store
+//
+// The store's options are its host's. The machine and [View.Object] read by exact key
+// (Get), so bloom filters over whole keys pay at every level: with Pebble's default
+// comparer that is FilterPolicy bloom.FilterPolicy(10). Most lookups of a fresh key's
+// current row and outcome miss; the filter saves them a block each. The default comparer's order is
+// required. Value separation is of no use below a few KiB, rows are smaller.
+package rangestate
