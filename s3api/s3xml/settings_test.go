@@ -1,0 +1,95 @@
+package s3xml
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+)
+
+// parsers are those of this file's documents, their answers as text.
+func parsers() map[string]func([]byte) (string, error) {
+	return map[string]func([]byte) (string, error){
+		"VersioningConfiguration": func(b []byte) (string, error) { v, err := ParseVersioning(b); return fmt.Sprint(v), err },
+		"Tagging":                 func(b []byte) (string, error) { v, err := ParseTagging(b); return fmt.Sprint(v), err },
+		"ObjectLockConfiguration": func(b []byte) (string, error) { v, err := ParseLockConfiguration(b); return fmt.Sprint(v), err },
+		"Retention":               func(b []byte) (string, error) { v, err := ParseRetention(b); return fmt.Sprint(v), err },
+		"LegalHold":               func(b []byte) (string, error) { v, err := ParseLegalHold(b); return fmt.Sprint(v), err },
+		"AccessControlPolicy":     func(b []byte) (string, error) { v, err := ParseACL(b); return fmt.Sprint(v), err },
+		"OwnershipControls":       func(b []byte) (string, error) { return ParseOwnershipControls(b) },
+		"PublicAccessBlockConfiguration": func(b []byte) (string, error) {
+			v, says, err := ParsePublicAccessBlock(b)
+			return fmt.Sprint(v, says), err
+		},
+	}
+}
+
+func TestParseSettings(t *testing.T) {
+	grant := "<Grant><Grantee xmlns:xsi='x' xsi:type='CanonicalUser'><ID>me</ID><DisplayName>Me</DisplayName></Grantee><Permission>FULL_CONTROL</Permission></Grant>"
+	for _, c := range []struct{ root, inner, want string }{
+		{"VersioningConfiguration", "<Status>Enabled</Status>", "{Enabled}"},
+		{"VersioningConfiguration", "<MfaDelete>Disabled</MfaDelete>\n<Status> Suspended </Status>", "{Suspended}"},
+		{"VersioningConfiguration", "", "{}"},
+		{"Tagging", "<TagSet/>", "[]"},
+		{"Tagging", "<TagSet><Tag><Key>a </Key><Value/></Tag><Tag><Value>&lt;</Value><Key>a </Key></Tag></TagSet>", "[{a  } {a  <}]"},
+		{"ObjectLockConfiguration", "<ObjectLockEnabled>Enabled</ObjectLockEnabled>", "{ 0 0 false}"},
+		{"ObjectLockConfiguration", "<ObjectLockEnabled>Enabled</ObjectLockEnabled><Rule><DefaultRetention><Mode>GOVERNANCE</Mode><Days>-1</Days></DefaultRetention></Rule>", "{GOVERNANCE -1 0 false}"},
+		{"ObjectLockConfiguration", "<Rule><DefaultRetention><Years>0</Years><Mode>COMPLIANCE</Mode></DefaultRetention></Rule><ObjectLockEnabled>Enabled</ObjectLockEnabled>", "{COMPLIANCE 0 0 true}"},
+		{"Retention", "", "{ }"},
+		{"Retention", "<Mode>COMPLIANCE</Mode><RetainUntilDate>soon</RetainUntilDate>", "{COMPLIANCE soon}"},
+		{"PublicAccessBlockConfiguration", "", "{false false false false} false"},
+		{"PublicAccessBlockConfiguration", "<BlockPublicAcls>false</BlockPublicAcls>", "{false false false false} true"},
+		{"PublicAccessBlockConfiguration", "<RestrictPublicBuckets>TRUE</RestrictPublicBuckets><BlockPublicAcls>true</BlockPublicAcls>", "{true false false true} true"},
+		{"PublicAccessBlockConfiguration", "<IgnorePublicAcls> true </IgnorePublicAcls><BlockPublicPolicy>true</BlockPublicPolicy>", "{false true true false} true"},
+		{"OwnershipControls", "<Rule><ObjectOwnership>BucketOwnerEnforced</ObjectOwnership></Rule>", "BucketOwnerEnforced"},
+		{"OwnershipControls", "<Rule><ObjectOwnership>ObjectWriter</ObjectOwnership></Rule>", "ObjectWriter"},
+		{"LegalHold", "<Status>ON</Status>", "true"},
+		{"LegalHold", "<Status>OFF</Status>", "false"},
+		{"AccessControlPolicy", "<Owner><ID>me</ID></Owner><AccessControlList>" + grant + "</AccessControlList>", "{me [{me   FULL_CONTROL}]}"},
+		{"AccessControlPolicy", "<AccessControlList><Grant><Grantee><URI>all</URI></Grantee><Permission>READ</Permission></Grant></AccessControlList>", "{ [{ all  READ}]}"},
+	} {
+		if got, err := parsers()[c.root]([]byte("<" + c.root + ">" + c.inner + "</" + c.root + ">")); err != nil || got != c.want {
+			t.Errorf("%s %s: %s, %v, want %s", c.root, c.inner, got, err, c.want)
+		}
+	}
+	for root, bad := range map[string][]string{
+		"VersioningConfiguration": {"<Status>enabled</Status>", "<Status/>", "<Status>Enabled</Status><Status>Suspended</Status>", "<MfaDelete>x</MfaDelete>", "<Other>Enabled</Other>", "Enabled"},
+		"Tagging": {"", "<Tag/>", "<TagSet><Tag/></TagSet>", "<TagSet><Tag><Key>a</Key></Tag></TagSet>", "<TagSet><Tag><Value>a</Value></Tag></TagSet>", "<TagSet/><TagSet/>", "<TagSet><Other/></TagSet>",
+			"<TagSet><Tag><Key>a</Key><Key>b</Key><Value/></Tag></TagSet>", "<TagSet><Tag><Key>a</Key><Value/><More/></Tag></TagSet>", "<TagSet>" + strings.Repeat("<Tag><Key>a</Key><Value/></Tag>", 1001) + "</TagSet>"},
+		"ObjectLockConfiguration": {"", "<ObjectLockEnabled>Disabled</ObjectLockEnabled>", "<Rule/>", "<ObjectLockEnabled>Enabled</ObjectLockEnabled><Rule/>", "<ObjectLockEnabled>Enabled</ObjectLockEnabled><Rule><Other/></Rule>",
+			"<ObjectLockEnabled>Enabled</ObjectLockEnabled><Other/>", "<Rule><DefaultRetention><Mode>GOVERNANCE</Mode><Days>1</Days></DefaultRetention></Rule>"},
+		"Retention": {"<Mode>GOVERNANCE</Mode>", "<RetainUntilDate>x</RetainUntilDate>", "<Mode>governance</Mode><RetainUntilDate>x</RetainUntilDate>", "<Mode/><RetainUntilDate/>", "<Mode>GOVERNANCE</Mode><RetainUntilDate/>"},
+		"LegalHold": {"", "<Status>on</Status>", "<Status/>", "<Other>ON</Other>", "<Status>ON</Status><Status>OFF</Status>"},
+		"AccessControlPolicy": {"<Other/>", "<AccessControlList><Other/></AccessControlList>", "<AccessControlList><Grant/></AccessControlList>", "<AccessControlList><Grant><Permission>ALL</Permission></Grant></AccessControlList>",
+			"<AccessControlList><Grant><Other/></Grant></AccessControlList>", "<Owner><Name>x</Name></Owner>", "<AccessControlList>" + strings.Repeat(grant, 1001) + "</AccessControlList>"},
+	} {
+		for _, inner := range bad {
+			if got, err := parsers()[root]([]byte("<" + root + ">" + inner + "</" + root + ">")); err == nil {
+				t.Errorf("%s %.80s: accepted as %.80s", root, inner, got)
+			} else if se := (*SyntaxError)(nil); !errors.As(err, &se) {
+				t.Errorf("%s %.80s: %T", root, inner, err)
+			}
+		}
+	}
+	retention := func(inner string) error {
+		_, err := ParseLockConfiguration([]byte("<ObjectLockConfiguration><ObjectLockEnabled>Enabled</ObjectLockEnabled><Rule><DefaultRetention>" + inner + "</DefaultRetention></Rule></ObjectLockConfiguration>"))
+		return err
+	}
+	for _, inner := range []string{"", "<Mode>GOVERNANCE</Mode>", "<Days>1</Days>", "<Mode>GOVERNANCE</Mode><Days>1</Days><Years>1</Years>", "<Mode>abc</Mode><Days>1</Days>", "<Mode>GOVERNANCE</Mode><Days>1.5</Days>", "<Mode>GOVERNANCE</Mode><Days/>",
+		"<Mode>GOVERNANCE</Mode><Days>1</Days><Days>2</Days>", "<Mode>GOVERNANCE</Mode><Weeks>1</Weeks>"} {
+		if retention(inner) == nil {
+			t.Errorf("%s accepted", inner)
+		}
+	}
+	var unsupported *Unsupported
+	if _, err := ParseVersioning([]byte("<VersioningConfiguration><MfaDelete>Enabled</MfaDelete></VersioningConfiguration>")); !errors.As(err, &unsupported) || unsupported.Element != "MfaDelete" {
+		t.Error(err)
+	}
+	for root, parse := range parsers() {
+		for _, doc := range []string{"", "<" + root + ">", "<Other/>", "<" + root + "/><" + root + "/>"} {
+			if _, err := parse([]byte(doc)); err == nil {
+				t.Errorf("%s: %s accepted", root, doc)
+			}
+		}
+	}
+}
