@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"cairn/s3api/sigv4"
+	"cairn/test/bubble"
 )
 
 // A body that ends early stores nothing.
@@ -112,7 +113,7 @@ func TestExpectContinue(t *testing.T) {
 
 // A client that stops sending is given up; a slow but steady one is served.
 func TestIdleSenders(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		h := newBubble(t)
 		h.bucket("bucket")
 		idle := h.handler.cfg.IdleTimeout
@@ -140,7 +141,7 @@ func TestIdleSenders(t *testing.T) {
 
 // A client that stops taking an answer is given up, whatever the answer.
 func TestIdleReceivers(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		h := newBubble(t)
 		h.bucket("bucket")
 		idle := h.handler.cfg.IdleTimeout

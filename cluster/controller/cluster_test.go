@@ -14,7 +14,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -31,6 +30,7 @@ import (
 	"cairn/storage/drive"
 	"cairn/storage/errs"
 	"cairn/storage/vfsx"
+	"cairn/test/bubble"
 )
 
 // mesh is the network between nodes in one process, without a byte on any wire.
@@ -521,9 +521,9 @@ func (m *mesh) six() {
 	m.within(2*time.Minute, "six nodes", func() string { return m.settled(5, 2) })
 }
 
-// bubble runs a test in fake time and ends all nodes after it.
-func bubble(t *testing.T, test func(t *testing.T, m *mesh)) {
-	synctest.Test(t, func(t *testing.T) {
+// inMesh runs a test in fake time and ends all nodes after it.
+func inMesh(t *testing.T, test func(t *testing.T, m *mesh)) {
+	bubble.Test(t, func(t *testing.T) {
 		m := newMesh(t)
 		defer m.stopAll()
 		test(t, m)
@@ -531,7 +531,7 @@ func bubble(t *testing.T, test func(t *testing.T, m *mesh)) {
 }
 
 func TestSixNodes(t *testing.T) {
-	bubble(t, func(t *testing.T, m *mesh) {
+	inMesh(t, func(t *testing.T, m *mesh) {
 		m.six()
 		m.within(time.Minute, "placement groups over all", func() string {
 			for _, pg := range m.n("c2").p.ctl.Topology().PGs {
@@ -590,7 +590,7 @@ func (m *mesh) states(want map[cluster.NodeID]cluster.NodeState) string {
 }
 
 func TestZoneLostAndBack(t *testing.T) {
-	bubble(t, func(t *testing.T, m *mesh) {
+	inMesh(t, func(t *testing.T, m *mesh) {
 		m.six()
 		for _, zone := range []string{"a", "b", "c"} { // one of them has the leader of the system group
 			one, two := m.n(cluster.NodeID(zone+"1")), m.n(cluster.NodeID(zone+"2"))
@@ -609,7 +609,7 @@ func TestZoneLostAndBack(t *testing.T) {
 
 // A node that vanishes without a refusal, and one that says goodbye.
 func TestBlackHoleAndGoodbye(t *testing.T) {
-	bubble(t, func(t *testing.T, m *mesh) {
+	inMesh(t, func(t *testing.T, m *mesh) {
 		m.six()
 		all := slices.Collect(maps.Keys(m.nodes))
 		var ended, forgotten time.Time
@@ -653,7 +653,7 @@ func TestBlackHoleAndGoodbye(t *testing.T) {
 // A node that is recorded as down while it is there, as one that says goodbye is for a moment: it knows before its next renewal
 // tells it, and must not try to have its drives back until then, which is refused and changes the group, again and again.
 func TestRecordedAsDown(t *testing.T) {
-	bubble(t, func(t *testing.T, m *mesh) {
+	inMesh(t, func(t *testing.T, m *mesh) {
 		m.six()
 		var leader *process
 		m.within(time.Minute, "the system group has a leader", func() string {
@@ -696,7 +696,7 @@ func TestRecordedAsDown(t *testing.T) {
 
 // All nodes were off and come back at other addresses; they know one of them.
 func TestAllAddressesReplaced(t *testing.T) {
-	bubble(t, func(t *testing.T, m *mesh) {
+	inMesh(t, func(t *testing.T, m *mesh) {
 		m.six()
 		m.stopAll()
 		for _, n := range m.nodes {
@@ -726,7 +726,7 @@ func TestAllAddressesReplaced(t *testing.T) {
 
 // An intent that a crash left beside a store is gone after the next start.
 func TestIntentLeftOver(t *testing.T) {
-	bubble(t, func(t *testing.T, m *mesh) {
+	inMesh(t, func(t *testing.T, m *mesh) {
 		n := m.node("a1", "a", 1)
 		n.cfg.Cluster = &Cluster{Init: true}
 		n.mustStart()
@@ -742,7 +742,7 @@ func TestIntentLeftOver(t *testing.T) {
 }
 
 func TestNodeRefusals(t *testing.T) {
-	bubble(t, func(t *testing.T, m *mesh) {
+	inMesh(t, func(t *testing.T, m *mesh) {
 		m.up("a1", "b1", "c1")
 		m.within(2*time.Minute, "three nodes", func() string { return m.settled(3, 1) })
 		refused := func(what string, err error, part string) {
@@ -817,7 +817,7 @@ func TestNodeRefusals(t *testing.T) {
 
 // A session call that took long does not shorten the lease that a later one was granted (design rule 9).
 func TestLateSessionCall(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		var s sessions
 		s.lead(1)
 		grant := func(asked time.Time) {
@@ -840,7 +840,7 @@ func TestLateSessionCall(t *testing.T) {
 }
 
 func TestConfigLease(t *testing.T) {
-	bubble(t, func(t *testing.T, m *mesh) {
+	inMesh(t, func(t *testing.T, m *mesh) {
 		m.up("a1", "b1", "c1", "c2")
 		m.within(2*time.Minute, "four nodes", func() string { return m.settled(3, 1) })
 		follower := m.n("c2").p
@@ -913,7 +913,7 @@ func TestConfigLease(t *testing.T) {
 
 // A node leaves: what it holds goes to the others, then it is removed.
 func TestNodeLeaves(t *testing.T) {
-	bubble(t, func(t *testing.T, m *mesh) {
+	inMesh(t, func(t *testing.T, m *mesh) {
 		m.up("a1", "a2", "b1", "b2", "c1", "c2", "c3")
 		m.within(2*time.Minute, "seven nodes", func() string { return m.settled(5, 2) })
 		time.Sleep(10 * time.Second) // placement groups over all
@@ -962,7 +962,7 @@ func TestNodeLeaves(t *testing.T) {
 
 // Emptying a node that leaves takes the time that it takes; a node that falls silent meanwhile is found as soon as ever.
 func TestSilentWhileAnotherLeaves(t *testing.T) {
-	bubble(t, func(t *testing.T, m *mesh) {
+	inMesh(t, func(t *testing.T, m *mesh) {
 		m.up("a1", "a2", "b1", "b2", "c1", "c2", "c3")
 		m.within(2*time.Minute, "seven nodes", func() string { return m.settled(5, 2) })
 		time.Sleep(10 * time.Second) // placement groups over all
@@ -1003,7 +1003,7 @@ func TestSilentWhileAnotherLeaves(t *testing.T) {
 
 // A drive of a node is replaced while the node is off: its copies of the metadata are made anew under other names.
 func TestDriveReplacedOnNode(t *testing.T) {
-	bubble(t, func(t *testing.T, m *mesh) {
+	inMesh(t, func(t *testing.T, m *mesh) {
 		m.six()
 		for _, name := range []cluster.NodeID{"b1", "c2", "a1"} {
 			n := m.n(name)
@@ -1031,7 +1031,7 @@ func TestDriveReplacedOnNode(t *testing.T) {
 func TestRandomChurn(t *testing.T) {
 	for _, seed := range []uint64{1, 2, 3, 4} {
 		t.Run(fmt.Sprint("seed-", seed), func(t *testing.T) {
-			bubble(t, func(t *testing.T, m *mesh) {
+			inMesh(t, func(t *testing.T, m *mesh) {
 				rng := mrand.New(mrand.NewPCG(seed, 7))
 				m.six()
 				all := slices.Sorted(maps.Keys(m.nodes))
@@ -1082,7 +1082,7 @@ func TestRandomChurn(t *testing.T) {
 }
 
 func TestJoinService(t *testing.T) {
-	bubble(t, func(t *testing.T, m *mesh) {
+	inMesh(t, func(t *testing.T, m *mesh) {
 		m.up("a1", "b1")
 		m.within(time.Minute, "two nodes", func() string { return m.settled(1, 1) })
 		through := m.n("b1").p
@@ -1153,7 +1153,7 @@ func TestJoinService(t *testing.T) {
 }
 
 func TestNineNodes(t *testing.T) {
-	bubble(t, func(t *testing.T, m *mesh) {
+	inMesh(t, func(t *testing.T, m *mesh) {
 		m.up("a1", "a2", "a3", "b1", "b2", "b3", "c1", "c2", "c3")
 		m.within(2*time.Minute, "nine nodes", func() string { return m.settled(5, 2) })
 		var wg sync.WaitGroup

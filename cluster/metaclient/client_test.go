@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"fmt"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -14,6 +13,7 @@ import (
 	"cairn/proto/metapb"
 	"cairn/storage"
 	"cairn/storage/errs"
+	"cairn/test/bubble"
 )
 
 // scripted answers proposals to each group in turn: an error of a kind, or with 0 success, or a refusal by the state machine.
@@ -88,7 +88,7 @@ func TestUnknownOutcomes(t *testing.T) {
 		{[]answer{failed(unknown), refused(errs.NoSuchBucket)}, errs.NoSuchBucket},
 	} {
 		t.Run(fmt.Sprint(c.answers), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
 				s, client := newScripted(c.answers, nil)
 				_, err := client.Do(t.Context(), 1, "key", &metapb.RangeCommand{Op: &metapb.RangeCommand_Tick{Tick: &metapb.TickOp{}}})
 				if (err == nil) != (c.want == 0) || err != nil && errs.KindOf(err) != c.want {
@@ -105,7 +105,7 @@ func TestUnknownOutcomes(t *testing.T) {
 // Of a bulk delete over several ranges the one whose fate is unknown counts.
 func TestUnknownDeletes(t *testing.T) {
 	for range 20 { // ranges are asked in no order
-		synctest.Test(t, func(t *testing.T) {
+		bubble.Test(t, func(t *testing.T) {
 			_, client := newScripted([]answer{{kind: errs.OutcomeUnknown}, {kind: errs.Busy}}, []answer{{kind: errs.Busy}, {}})
 			op := &metapb.DeleteObjectsOp{Bucket: 1}
 			for _, key := range []storage.Key{"a", "z"} {

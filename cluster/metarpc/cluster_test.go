@@ -24,6 +24,7 @@ import (
 	"cairn/proto/metapb"
 	"cairn/storage"
 	"cairn/storage/errs"
+	"cairn/test/bubble"
 )
 
 var (
@@ -56,7 +57,7 @@ func (a *node) mustGet(key, want string) {
 
 // A HEAD, a listing, a GET of an object in one piece and a PUT are one call each, once it is known who leads.
 func TestOneCallEach(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := newNodes(t, 4, 3)
 		defer c.close()
 		gateway := c.all[3]
@@ -116,7 +117,7 @@ func TestOneCallEach(t *testing.T) {
 
 // What one node acknowledged every other reads at once, while leadership moves around.
 func TestReadAfterWriteEverywhere(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := newNodes(t, 5, 3)
 		defer c.close()
 		c.all[4].makeBucket(metapb.Versioning_VERSIONING_NEVER)
@@ -154,7 +155,7 @@ func outages() map[string]outage {
 func TestLeaderGone(t *testing.T) {
 	for name, o := range outages() {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
 				c := newNodes(t, 6, 5)
 				defer c.close()
 				c.all[5].makeBucket(metapb.Versioning_VERSIONING_NEVER)
@@ -212,7 +213,7 @@ func TestLeaderGone(t *testing.T) {
 
 // Answers of proposals get lost on the way: each happens once.
 func TestLostAnswers(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := newNodes(t, 4, 3)
 		defer c.close()
 		gateway := c.all[3]
@@ -254,7 +255,7 @@ func TestLostAnswers(t *testing.T) {
 
 // Long answers come in pieces, and the reader does not see them.
 func TestPages(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := newNodesWith(t, 4, 3, ServerConfig{AnswerBytesMax: 400})
 		defer c.close()
 		gateway := c.all[3]
@@ -309,7 +310,7 @@ func TestPages(t *testing.T) {
 
 // A walk whose reader stops is let go, and the group goes on.
 func TestWalkStalls(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := newNodesWith(t, 4, 3, ServerConfig{StallTimeout: 10 * time.Second, StreamsMax: 1})
 		defer c.close()
 		gateway := c.all[3]
@@ -365,7 +366,7 @@ func TestWalkStalls(t *testing.T) {
 func TestWalkEndsWithReplica(t *testing.T) {
 	for name, through := range map[string]int{"here": 0, "elsewhere": 1} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
 				c := newNodesWith(t, 2, 1, ServerConfig{StallTimeout: time.Hour})
 				defer c.close()
 				leader := c.all[0]
@@ -411,7 +412,7 @@ func TestWalkEndsWithReplica(t *testing.T) {
 
 // A replica is made on another node, joins, leads, leaves and is destroyed, all asked for elsewhere.
 func TestReplicasElsewhere(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := newNodes(t, 5, 3)
 		defer c.close()
 		c.all[4].makeBucket(metapb.Versioning_VERSIONING_NEVER)
@@ -489,7 +490,7 @@ func TestReplicasElsewhere(t *testing.T) {
 
 // Buckets are read from the system group wherever it is led.
 func TestSystemElsewhere(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := newNodes(t, 4, 3)
 		defer c.close()
 		gateway := c.all[3]
@@ -543,7 +544,7 @@ func TestSystemElsewhere(t *testing.T) {
 
 // Who was removed, and who cannot say who he is, gets nothing; and there is an end to what is answered at once.
 func TestRefused(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := newNodesWith(t, 4, 3, ServerConfig{CallsMax: 1})
 		defer c.close()
 		gateway := c.all[3]

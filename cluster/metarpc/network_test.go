@@ -7,7 +7,6 @@ import (
 	"slices"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"cairn/cluster"
@@ -20,6 +19,7 @@ import (
 	"cairn/proto/metapb"
 	"cairn/storage/errs"
 	"cairn/storage/vfsx"
+	"cairn/test/bubble"
 )
 
 // newNetwork is newNodes over a simulated network and with everything else as it is in
@@ -84,7 +84,7 @@ func inZone(c *nodes, z cluster.Zone) []*node {
 
 // A round trip between zones is all that metadata from a leader in another one costs.
 func TestRoundTrips(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		sim := netsim.New(1)
 		defer sim.Close()
 		c := newNetwork(t, 6, 5, sim)
@@ -134,7 +134,7 @@ func TestRoundTrips(t *testing.T) {
 func TestZonesLost(t *testing.T) {
 	for name, cut := range map[string]netsim.Rule{"partition": {Partition: true}, "black hole": {BlackHole: true}} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
 				sim := netsim.New(1)
 				defer sim.Close()
 				c := newNetwork(t, 6, 5, sim)

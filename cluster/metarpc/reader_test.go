@@ -6,7 +6,6 @@ import (
 	"math"
 	"strings"
 	"testing"
-	"testing/synctest"
 
 	"github.com/cockroachdb/pebble/v2"
 
@@ -15,6 +14,7 @@ import (
 	"cairn/proto/metapb"
 	"cairn/storage"
 	"cairn/storage/errs"
+	"cairn/test/bubble"
 )
 
 // filling is a range with some of everything.
@@ -193,7 +193,7 @@ func (f *filling) calls() map[string]func(r rangestate.Reader) (any, error) {
 
 // TestReaderIsTheView asks everything that a Reader can be asked at the leader and from a node without a replica.
 func TestReaderIsTheView(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := newNodes(t, 4, 3)
 		defer c.close()
 		lead, gateway := c.leaderOf(cluster.FirstRange), c.all[3]

@@ -13,6 +13,7 @@ import (
 	"cairn/cluster"
 	"cairn/proto/nodepb"
 	"cairn/storage/errs"
+	"cairn/test/bubble"
 )
 
 // idle is a host without a replica.
@@ -119,7 +120,7 @@ func refuses(i int) func() error {
 
 // A leader that is slow but there gets more time with each try, and others do not have it replaced.
 func TestSlowLeader(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s, r := newScripted()
 		s.set("n0", script{propose: ok, leader: isLeader, delay: 5 * time.Second})
 		s.set("n1", script{propose: refuses(0), leader: names(0)})
@@ -145,7 +146,7 @@ func TestSlowLeader(t *testing.T) {
 
 // A leader that fell silent is not gone back to because others still name it; who waits searches together.
 func TestSilentLeader(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s, r := newScripted()
 		s.set("n0", script{propose: ok, leader: isLeader})
 		s.set("n1", script{propose: refuses(0), leader: names(0)})
@@ -194,7 +195,7 @@ func TestSilentLeader(t *testing.T) {
 
 // A call ends with its context, whatever the peers do.
 func TestContextEnds(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s, r := newScripted()
 		for range 2 {
 			ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
@@ -228,7 +229,7 @@ func TestContextEnds(t *testing.T) {
 
 // Peers that name each other do not keep a call going for ever.
 func TestCircle(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s, r := newScripted()
 		for i := range 3 {
 			s.set(nodeID(i), script{propose: refuses((i + 1) % 3), leader: names((i + 1) % 3)})
@@ -245,7 +246,7 @@ func TestCircle(t *testing.T) {
 
 // A leader that has enough to do is not asked again, and is not taken for lost.
 func TestBusyLeader(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s, r := newScripted()
 		s.set("n0", script{propose: func() error { return errs.New(errs.Busy, "script", "", "") }, leader: isLeader})
 		for range 3 {

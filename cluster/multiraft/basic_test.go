@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -12,11 +11,12 @@ import (
 	"cairn/cluster"
 	"cairn/storage/errs"
 	"cairn/storage/vfsx"
+	"cairn/test/bubble"
 )
 
 func TestGroup(t *testing.T) {
 	for _, voters := range []int{1, 3, 5} {
-		synctest.Test(t, func(t *testing.T) {
+		bubble.Test(t, func(t *testing.T) {
 			c := newCell(t, vfsx.NewMem(), voters, fastConfig())
 			g := testGroup(7, []int{0, 1, 2, 3, 4}[:voters]...)
 			poked, end := c.h.Subscribe(7)
@@ -65,7 +65,7 @@ func TestGroup(t *testing.T) {
 
 // Followers' logs are cut behind the marker, which bounds what a restart replays.
 func TestLogIsTruncated(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		cfg := fastConfig()
 		cfg.SnapshotEntries = 100
 		c := newCell(t, vfsx.NewMem(), 3, cfg)
@@ -91,7 +91,7 @@ func TestLogIsTruncated(t *testing.T) {
 }
 
 func TestManyGroupsShareDrives(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := newCell(t, vfsx.NewMem(), 3, fastConfig())
 		for id := cluster.GroupID(1); id <= 5; id++ {
 			c.birth(testGroup(id, 0, 1, 2))
@@ -113,7 +113,7 @@ func TestManyGroupsShareDrives(t *testing.T) {
 }
 
 func TestErrors(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		cfg := fastConfig()
 		cfg.CommandBytesMax = 100
 		c := newCell(t, vfsx.NewMem(), 1, cfg)
@@ -152,7 +152,7 @@ func TestErrors(t *testing.T) {
 
 // A leader whose state machine hangs: proposals are bounded, and their callers end with their ctx.
 func TestBusy(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		cfg := fastConfig()
 		cfg.ProposalsMax = 8
 		held := make(chan struct{})
@@ -190,7 +190,7 @@ func TestBusy(t *testing.T) {
 
 // All groups together have so many bytes in flight and no more.
 func TestBusyAltogether(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		cfg := fastConfig()
 		cfg.ProposalBytesAll = 10000
 		held := make(chan struct{})

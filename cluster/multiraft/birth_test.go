@@ -10,7 +10,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -22,6 +21,7 @@ import (
 	"cairn/storage"
 	"cairn/storage/errs"
 	"cairn/storage/vfsx"
+	"cairn/test/bubble"
 )
 
 // rangeCell is a cell whose groups are ranges, the first one group 2 with bucket 1, and who asks them as a client does.
@@ -216,7 +216,7 @@ func (c *rangeCell) same(n int, groups ...cluster.GroupID) {
 }
 
 func TestSplitBearsAGroup(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := newRangeCell(t, vfsx.NewMem(), 3, fastConfig())
 		c.bear()
 		ctx := testCtx(t, 30*time.Second)
@@ -256,7 +256,7 @@ func TestSplitBearsAGroup(t *testing.T) {
 // A voter that was away while its range split, and comes back behind what the log still has, passes the split by a
 // snapshot: the rows that are not its range's any more go, and the child's replica beside it is filled by its own snapshot.
 func TestSplitPassedBySnapshot(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := newRangeCell(t, vfsx.NewMem(), 3, fastConfig())
 		defer c.close()
 		c.bear()
@@ -305,7 +305,7 @@ func TestSplitPassedBySnapshot(t *testing.T) {
 
 // A replica of the child that was taken out of its group is not born again, whatever the parent goes through.
 func TestChildIsBornOnce(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := newRangeCell(t, vfsx.NewMem(), 3, fastConfig())
 		c.bear()
 		ctx := testCtx(t, 30*time.Second)
@@ -431,7 +431,7 @@ func later(a, b string) bool { return len(a) > len(b) || len(a) == len(b) && a >
 
 // A replica of the parent that the split names no child for keeps none of the rows.
 func TestNoRowsWithoutAChild(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := newRangeCell(t, vfsx.NewMem(), 3, fastConfig())
 		defer c.close()
 		c.bear()
@@ -492,7 +492,7 @@ func (c *rangeCell) currentRows(drive int) (n int) {
 }
 
 func TestInstallsKeepOffOthersRows(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := newRangeCell(t, vfsx.NewMem(), 1, fastConfig())
 		defer c.close()
 		c.bear()
@@ -523,7 +523,7 @@ func TestInstallsKeepOffOthersRows(t *testing.T) {
 // A child that the log knows and the state has forgotten goes on empty if its parent came behind the split by a
 // snapshot, with its vote; but not if it acknowledged anything, and not without its parent.
 func TestHeldChildren(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := newRangeCell(t, vfsx.NewMem(), 1, fastConfig())
 		defer c.close()
 		c.bear()
@@ -603,7 +603,7 @@ func (s slowSplit) Apply(b *pebble.Batch, entries []cluster.Entry) ([][]byte, er
 func TestNoStaleReadWhileSplitting(t *testing.T) {
 	for range 10 {
 		shown := false
-		synctest.Test(t, func(t *testing.T) { shown = readWhileSplitting(t) })
+		bubble.Test(t, func(t *testing.T) { shown = readWhileSplitting(t) })
 		if shown {
 			return
 		}
@@ -686,7 +686,7 @@ func readWhileSplitting(t *testing.T) bool {
 // A snapshot that cannot be installed is refused at its header, before the rest of it has come; one with rows that are not in its
 // own spans is refused too.
 func TestSnapshotsAreRefusedEarly(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := newRangeCell(t, vfsx.NewMem(), 1, fastConfig())
 		defer c.close()
 		c.bear()

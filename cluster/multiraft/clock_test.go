@@ -2,16 +2,16 @@ package multiraft
 
 import (
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"cairn/storage/errs"
+	"cairn/test/bubble"
 )
 
 // A leader whose clock most others contradict stamps nothing and hands over; it leads again once it agrees. Two nodes that
 // contradict each other cannot tell who is right.
 func TestWrongClock(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		o := newTrio(t, Config{})
 		l := o.leader()
 		h := o.cells[l].h

@@ -10,11 +10,12 @@ import (
 
 	"cairn/storage/errs"
 	"cairn/storage/vfsx"
+	"cairn/test/bubble"
 )
 
 // Two callers who want snapshots at an index to come do not take them from each other.
 func TestTwoCaptures(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := newCell(t, vfsx.NewMem(), 3, Config{})
 		c.birth(testGroup(1, 0, 1, 2))
 		c.propose(1, "first")
@@ -55,7 +56,7 @@ func TestTwoCaptures(t *testing.T) {
 
 // Nobody who compares replicas holds up a host that is closed.
 func TestCloseEndsContents(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := newCell(t, vfsx.NewMem(), 3, Config{})
 		c.birth(testGroup(1, 0, 1, 2))
 		c.propose(1, "first")

@@ -12,12 +12,12 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"cairn/cluster"
 	"cairn/storage/errs"
 	"cairn/storage/vfsx"
+	"cairn/test/bubble"
 )
 
 // driveOf is the index of the drive a replica is on.
@@ -217,7 +217,7 @@ func TestLeaderDriveFails(t *testing.T) {
 
 // A follower's drive goes and returns: it catches up by log, and by snapshot when it was away too long.
 func TestDriveReturns(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := newCell(t, vfsx.NewMem(), 3, fastConfig())
 		c.birth(testGroup(1, 0, 1, 2))
 		c.fill(1, 0, 100)
@@ -265,7 +265,7 @@ func TestDriveReturns(t *testing.T) {
 
 // No acknowledgement without a quorum, and none lost when it returns.
 func TestNoQuorum(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := newCell(t, vfsx.NewMem(), 3, fastConfig())
 		c.birth(testGroup(1, 0, 1, 2))
 		c.fill(1, 0, 10)
@@ -298,7 +298,7 @@ func TestNoQuorum(t *testing.T) {
 
 // A state machine that finds its state corrupt stops that replica only.
 func TestCorruptState(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		cfg := fastConfig()
 		var poisoned atomic.Pointer[tape]
 		cfg.NewStateMachine = func(g cluster.GroupID) StateMachine {

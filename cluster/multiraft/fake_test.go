@@ -2,15 +2,15 @@ package multiraft
 
 import (
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"cairn/storage/vfsx"
+	"cairn/test/bubble"
 )
 
 // The whole works inside a bubble of fake time: minutes pass, leaders change, drives come and go.
 func TestFakeTime(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := newCell(t, vfsx.NewMem(), 3, Config{})
 		c.birth(testGroup(1, 0, 1, 2))
 		c.propose(1, "first")

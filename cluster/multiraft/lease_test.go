@@ -7,7 +7,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -16,6 +15,7 @@ import (
 	"cairn/cluster"
 	"cairn/storage/errs"
 	"cairn/storage/vfsx"
+	"cairn/test/bubble"
 )
 
 // tap is the Transport of a host that counts questions and loses what it is told to.
@@ -170,7 +170,7 @@ func (o *trio) close() {
 // Under a lease nobody is asked; without leases, everybody is, each time.
 func TestLeaseSavesRounds(t *testing.T) {
 	for _, lease := range []time.Duration{0, -1} {
-		synctest.Test(t, func(t *testing.T) {
+		bubble.Test(t, func(t *testing.T) {
 			cfg := Config{ReadLease: lease}
 			o := newTrio(t, cfg)
 			l := o.leader()
@@ -196,7 +196,7 @@ func TestLeaseSavesRounds(t *testing.T) {
 
 // A leader that is cut off answers under its lease only as long as nobody else can have been elected, and a new leader comes soon.
 func TestLeaseEndsBeforeTheNextLeader(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		o := newTrio(t, Config{})
 		for round := range 10 {
 			l := o.leader()
@@ -242,7 +242,7 @@ func TestLeaseEndsBeforeTheNextLeader(t *testing.T) {
 
 // A voter that restarts within a lease, having forgotten whom it promised, votes for nobody until the lease is over.
 func TestLeaseSurvivesRestartedVoters(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		o := newTrio(t, Config{})
 		for round := range 6 {
 			l := o.leader()
@@ -276,7 +276,7 @@ func TestLeaseSurvivesRestartedVoters(t *testing.T) {
 
 // Once it has asked another to take over, a leader has no lease in that term again, even if nothing comes of it.
 func TestNoLeaseAfterTimeoutNow(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		o := newTrio(t, Config{})
 		l := o.leader()
 		o.cells[l].propose(1, "set k v")
@@ -314,7 +314,7 @@ func TestNoLeaseAfterTimeoutNow(t *testing.T) {
 
 // Whoever was asked to stand in a term that is over asks nobody for votes, and nobody who has heard of a leader gives one.
 func TestPromises(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		o := newTrio(t, Config{})
 		l := o.leader()
 		a, b := (l+1)%3, (l+2)%3
@@ -472,7 +472,7 @@ func TestLinearizableWithLeases(t *testing.T) {
 
 // Followers learn of the last commit of a group that then falls silent without waiting for raft's timer.
 func TestFollowersLearnOfCommits(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		o := newTrio(t, Config{CommitTimeout: time.Hour})
 		l := o.leader()
 		for round := range 3 {
@@ -501,7 +501,7 @@ func TestFollowersLearnOfCommits(t *testing.T) {
 // The first entry of a group may be its first leader's alone: elected, it stored one and told nobody. It takes the
 // next leader's in its place, though there is nothing in its log before it.
 func TestFirstEntryIsDisputed(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		o := newTrio(t, fastConfig())
 		g := cluster.Group{ID: 2}
 		for i := range 3 {

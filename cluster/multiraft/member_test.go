@@ -12,7 +12,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -22,6 +21,7 @@ import (
 	"cairn/cluster"
 	"cairn/storage/errs"
 	"cairn/storage/vfsx"
+	"cairn/test/bubble"
 )
 
 func replicaOn(g cluster.GroupID, drive int, n uint64) cluster.Replica {
@@ -46,7 +46,7 @@ func (c *cell) retry(fn func(ctx context.Context) error) {
 
 // Every voter is replaced by one on a new drive, under load; the old drives' rows are gone.
 func TestReplaceVoters(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := newCell(t, vfsx.NewMem(), 6, fastConfig())
 		c.birth(testGroup(1, 0, 1, 2))
 		c.birth(testGroup(2, 0, 1, 2))
@@ -350,7 +350,7 @@ func TestCrashInInstall(t *testing.T) {
 
 // A late or repeated snapshot is not installed over a newer state.
 func TestLateSnapshotIsIgnored(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := newCell(t, vfsx.NewMem(), 3, fastConfig())
 		c.birth(testGroup(1, 0, 1, 2))
 		c.fill(1, 0, 300)
@@ -418,7 +418,7 @@ func (l lateAppends) AppendEntries(ctx context.Context, e Envelope, req *raft.Ap
 // same, in a group that needs its vote and in which nothing else is written.
 func TestVoterAcknowledgesEarly(t *testing.T) {
 	// The metrics are the process's: not beside other tests.
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		sink := &slowDispatch{}
 		if _, err := metrics.NewGlobal(&metrics.Config{FilterDefault: true}, sink); err != nil {
 			t.Fatal(err)
@@ -510,7 +510,7 @@ func TestSlowCopy(t *testing.T) {
 		"slow to take": {install: 5 * time.Minute},
 	} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
 				n := &net{cut: map[[2]int]bool{}}
 				var sent atomic.Int64
 				var cells []*cell
@@ -555,7 +555,7 @@ func TestSlowCopy(t *testing.T) {
 
 // A stream that was cut off or changed on the way is refused.
 func TestBadStream(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := newCell(t, vfsx.NewMem(), 1, fastConfig())
 		c.birth(testGroup(1, 0))
 		c.fill(1, 0, 300)
@@ -596,7 +596,7 @@ func TestBadStream(t *testing.T) {
 
 // A replica is made where its drive is and added where the leader is; then it leads on request, and everybody knows who does.
 func TestReplicaElsewhere(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		n := &net{cut: map[[2]int]bool{}}
 		var cells []*cell
 		for i := range 2 {
@@ -656,7 +656,7 @@ func TestReplicaElsewhere(t *testing.T) {
 
 // A peer that gets the same snapshot again gets it after a pause.
 func TestSnapshotAgain(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := newCell(t, vfsx.NewMem(), 3, fastConfig())
 		c.birth(testGroup(1, 0, 1, 2))
 		c.fill(1, 0, 100)

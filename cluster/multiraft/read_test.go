@@ -7,7 +7,6 @@ import (
 	"math/rand/v2"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/anishathalye/porcupine"
@@ -17,6 +16,7 @@ import (
 	"cairn/cluster"
 	"cairn/storage/errs"
 	"cairn/storage/vfsx"
+	"cairn/test/bubble"
 )
 
 type registerOp struct {
@@ -323,7 +323,7 @@ func TestLinearizableOverNetwork(t *testing.T) {
 
 // A new leader serves reads only once it has applied what was acknowledged before it led: followers learn of a commit late.
 func TestNewLeaderKnowsThePast(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		cfg := fastConfig()
 		cfg.HeartbeatTimeout = time.Second
 		cfg.CommitTimeout = 10 * time.Second
@@ -370,7 +370,7 @@ func TestNewLeaderKnowsThePast(t *testing.T) {
 
 // A leader that was deposed and has not noticed yet serves no read.
 func TestDeposedLeaderServesNothing(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		n := &net{cut: map[[2]int]bool{}}
 		g := testGroup(1, 0, 1, 2)
 		var cells []*cell
@@ -441,7 +441,7 @@ func TestDeposedLeaderServesNothing(t *testing.T) {
 
 // A vote is held back for a while after a start if other voters are elsewhere.
 func TestVoteHold(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		n := &net{cut: map[[2]int]bool{}}
 		cfg := fastConfig()
 		cfg.Remote = end{n, 0}

@@ -3,7 +3,6 @@ package multiraft
 import (
 	"fmt"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -11,13 +10,14 @@ import (
 	"cairn/cluster"
 	"cairn/storage/errs"
 	"cairn/storage/vfsx"
+	"cairn/test/bubble"
 )
 
 // A new leader that is stopped while its barrier is committed and not yet applied comes to rest: raft, shut down at that
 // moment, would never answer the barrier.
 func TestStoppedBeforeItsBarrierIsApplied(t *testing.T) {
 	for _, destroy := range []bool{false, true} {
-		synctest.Test(t, func(t *testing.T) {
+		bubble.Test(t, func(t *testing.T) {
 			c := newCell(t, vfsx.NewMem(), 1, Config{AppendEntriesMax: 1})
 			g := testGroup(1, 0)
 			c.birth(g)
@@ -63,7 +63,7 @@ func TestStoppedBeforeItsBarrierIsApplied(t *testing.T) {
 
 // A replica that does not come to rest holds up those who want it destroyed for a while only.
 func TestDestroyIsNotForEver(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		held := make(chan struct{})
 		hold := false
 		cfg := Config{NewStateMachine: func(g cluster.GroupID) StateMachine {
@@ -96,7 +96,7 @@ func TestDestroyIsNotForEver(t *testing.T) {
 
 // raft leaves a goroutine behind that reads the log: it comes late without harm.
 func TestLogAfterClose(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := newCell(t, vfsx.NewMem(), 1, fastConfig())
 		c.birth(testGroup(1, 0))
 		c.fill(1, 0, 3*64)

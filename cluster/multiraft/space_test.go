@@ -5,12 +5,12 @@ import (
 	"fmt"
 	"sync/atomic"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"cairn/cluster"
 	"cairn/storage/errs"
 	"cairn/storage/vfsx"
+	"cairn/test/bubble"
 )
 
 // growingTape is a tape that tells growth: by the first letter of a command.
@@ -46,7 +46,7 @@ func (s *spaces) cell(t *testing.T, cfg Config) *cell {
 
 // While the drive of any voter is below its reserve nothing that grows is taken, and all else is.
 func TestReserve(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := &spaces{}
 		c := s.cell(t, fastConfig())
 		c.birth(testGroup(1, 0, 1, 2))
@@ -92,7 +92,7 @@ func TestReserve(t *testing.T) {
 
 // A snapshot is not received on a drive where it would take the reserve, and is once there is space.
 func TestReserveAndSnapshots(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := &spaces{}
 		c := s.cell(t, fastConfig())
 		c.birth(testGroup(1, 0, 1))

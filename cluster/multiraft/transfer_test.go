@@ -8,6 +8,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	"cairn/storage/errs"
+	"cairn/test/bubble"
 )
 
 // transfer hands leadership from process l to another, and checks that proposals go on if nothing comes of it.
@@ -26,7 +27,7 @@ func (o *trio) transfer(l, to int) error {
 // Leadership is not handed to a voter that lags, and to try costs no proposal: raft, asked twice, would refuse all of them for as
 // long as the voter is away, and, if the term ended meanwhile, whenever the replica leads again.
 func TestTransferToAVoterAway(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		o := newTrio(t, Config{})
 		l := o.leader()
 		b, c := (l+1)%3, (l+2)%3
@@ -68,7 +69,7 @@ func TestTransferToAVoterAway(t *testing.T) {
 // A voter may go away in the midst of a transfer. Then raft holds a note for whoever sends to it, and the next is tried
 // only after that was taken.
 func TestTransferLeavesANote(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		o := newTrio(t, Config{})
 		l := o.leader()
 		b := (l + 1) % 3

@@ -23,6 +23,7 @@ import (
 	"google.golang.org/grpc/health/grpc_health_v1"
 
 	"cairn/cluster"
+	"cairn/test/bubble"
 )
 
 var (
@@ -135,7 +136,7 @@ func TestWrappedConnCutAndHealed(t *testing.T) {
 }
 
 func TestLatencyAndOrder(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := New(1)
 		set(t, s, Rule{From: "zone:a", To: "zone:b", Latency: Duration(10 * time.Millisecond), Jitter: Duration(5 * time.Millisecond)})
 		start := time.Now()
@@ -173,7 +174,7 @@ func TestLatencyAndOrder(t *testing.T) {
 }
 
 func TestBandwidthIsOfTheLink(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := New(1)
 		set(t, s, Rule{Bandwidth: 1 << 20})
 		n := NewNetwork(s)
@@ -196,7 +197,7 @@ func TestBandwidthIsOfTheLink(t *testing.T) {
 }
 
 func TestLossCostsTime(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := New(7)
 		set(t, s, Rule{Loss: 0.2})
 		c1, c2 := pair(t, NewNetwork(s), a1, b1)
@@ -221,7 +222,7 @@ func TestLossCostsTime(t *testing.T) {
 }
 
 func TestBlackHole(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := New(1)
 		n := NewNetwork(s)
 		c1, c2 := pair(t, n, a1, b1)
@@ -271,7 +272,7 @@ func TestBlackHole(t *testing.T) {
 }
 
 func TestPartition(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := New(1)
 		n := NewNetwork(s)
 		c1, c2 := pair(t, n, a1, b1)
@@ -308,7 +309,7 @@ func TestPartition(t *testing.T) {
 }
 
 func TestKill(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := New(1)
 		n := NewNetwork(s)
 		victim := n.Host(b1)
@@ -359,7 +360,7 @@ func TestKill(t *testing.T) {
 }
 
 func TestGRPCInABubble(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := New(1)
 		n := NewNetwork(s)
 		l, err := n.Host(b1).Listen("n3:9002")

@@ -7,7 +7,6 @@ import (
 	"hash/crc32"
 	"io"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -19,6 +18,7 @@ import (
 	"cairn/cluster/rpc"
 	"cairn/proto/nodepb"
 	"cairn/storage/errs"
+	"cairn/test/bubble"
 )
 
 // host is the receiving end of a test.
@@ -33,7 +33,7 @@ func (h host) InstallSnapshot(ctx context.Context, _ multiraft.Envelope, req *ra
 
 // installs calls fn with a sender of snapshots and a client to the same receiver.
 func installs(t *testing.T, h host, fn func(t *testing.T, send func(data io.Reader) error, c nodepb.RaftClient, sim *netsim.Sim)) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		w := newWorld(t, 1, func(_ int, _ *multiraft.Config, r *Config) { r.StallTimeout = 10 * time.Second })
 		to := &node{id: nodeID(1)}
 		w.where["r0"], w.where["r1"] = nodeID(0), nodeID(1)

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -14,12 +13,13 @@ import (
 	"cairn/cluster/multiraft"
 	"cairn/cluster/netsim"
 	"cairn/storage/errs"
+	"cairn/test/bubble"
 )
 
 // A group over a network goes on within about 2 s when its leader falls silent, serves reads meanwhile only where that is right, and
 // whoever was away catches up at once when it is back.
 func TestSilentLeader(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		w := newWorld(t, 3, nil)
 		w.rules(netsim.Rule{Latency: netsim.Duration(500 * time.Microsecond)})
 		w.birth(1, 0, 1, 2)
@@ -57,7 +57,7 @@ func TestSilentLeader(t *testing.T) {
 
 // A follower that is refused rather than silent is waited for, without raft's long pauses, and gets what it missed when it is back.
 func TestFollowerAway(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		w := newWorld(t, 3, nil)
 		w.birth(1, 0, 1, 2)
 		l := w.leader(1)
@@ -82,7 +82,7 @@ func TestFollowerAway(t *testing.T) {
 
 // Leaders leave a node that closes, at once.
 func TestCloseMovesLeaders(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		w := newWorld(t, 3, nil)
 		for g := range cluster.GroupID(4) {
 			w.birth(g+1, 0, 1, 2)
@@ -111,7 +111,7 @@ func TestCloseMovesLeaders(t *testing.T) {
 // A new replica on another node is filled by snapshots, of several groups at a time, over a slow network; and raft, which has other
 // timeouts, is not in the way.
 func TestSnapshots(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		w := newWorld(t, 4, func(_ int, _ *multiraft.Config, r *Config) { r.InstallsMax = 1 })
 		const groups = 3
 		big := strings.Repeat("x", 8<<10)
@@ -155,7 +155,7 @@ func TestSnapshots(t *testing.T) {
 
 // The heartbeats of many groups go together: no more messages than ticks.
 func TestHeartbeatsShareMessages(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		w := newWorld(t, 3, nil)
 		const groups = 30
 		for g := range cluster.GroupID(groups) {
@@ -190,7 +190,7 @@ func (w *world) terms() (out []uint64) {
 
 // A node whose clock is an hour ahead leads nothing for longer than it takes to notice, and stamps nothing.
 func TestClockIsCompared(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		w := newWorld(t, 3, func(i int, m *multiraft.Config, _ *Config) {
 			if i == 0 {
 				m.Now = func() time.Time { return time.Now().Add(time.Hour) }
@@ -214,7 +214,7 @@ func TestClockIsCompared(t *testing.T) {
 
 // A message that claims to be of a replica on another node is refused.
 func TestForeignSender(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		w := newWorld(t, 3, nil)
 		w.birth(1, 0, 1, 2)
 		e := multiraft.Envelope{Group: 1, From: cluster.MakeReplicaID(1, 2), To: cluster.MakeReplicaID(1, 3)}
@@ -239,7 +239,7 @@ func TestForeignSender(t *testing.T) {
 
 // All processes are killed and come back: the group works again soon, with all that it knew.
 func TestRestart(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		w := newWorld(t, 3, nil)
 		w.birth(1, 0, 1, 2)
 		w.put(1, "k", "v")

@@ -3,16 +3,16 @@ package raftrpc
 import (
 	"context"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"cairn/storage/errs"
+	"cairn/test/bubble"
 )
 
 // A leader learns from its voters' answers whose drive is full, and takes nothing that grows until it has space again or is
 // silent for a while.
 func TestFullDriveElsewhere(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		w := newWorld(t, 3, nil)
 		w.birth(1, 0, 1, 2)
 		w.put(1, "k", "v")

@@ -4,16 +4,16 @@ import (
 	"bytes"
 	"context"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"cairn/cluster"
 	"cairn/cluster/multiraft"
+	"cairn/test/bubble"
 )
 
 // What hangs at a peer, a drive of several, holds up its own groups and no others, whose appends come by the same stream.
 func TestStuckGroupHoldsUpNoOther(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		w := newWorld(t, 2, func(_ int, _ *multiraft.Config, r *Config) { r.AppendBytesMax = 64 << 10 })
 		const bad, good = 1, 2
 		w.birth(bad, 0, 1)

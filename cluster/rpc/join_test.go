@@ -10,7 +10,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"google.golang.org/grpc"
@@ -19,6 +18,7 @@ import (
 	"cairn/cluster/pki"
 	"cairn/proto/nodepb"
 	"cairn/storage/errs"
+	"cairn/test/bubble"
 )
 
 // members is a small stand-in for the system group: tokens and a CA.
@@ -93,7 +93,7 @@ func serveJoin(t *testing.T, lis net.Listener, node cluster.NodeID, id func() *p
 func TestJoin(t *testing.T) {
 	for _, name := range []string{"TLS", "plaintext"} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
 				w := newWorld(t)
 				m := &members{tokens: map[string][]byte{}, seal: pki.NewSealKey()}
 				var pin pki.Pin
@@ -145,7 +145,7 @@ func TestJoin(t *testing.T) {
 				m.fail = errs.New(errs.Unavailable, "join", "", "no quorum")
 				m.mu.Unlock()
 				rounds = 0
-				ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+				ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second+joinRoundEvery/2) // between two rounds
 				defer cancel()
 				if _, err := Join(ctx, cfg); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "no quorum") || rounds < 15 {
 					t.Errorf("%v after %d rounds", err, rounds)
@@ -156,7 +156,7 @@ func TestJoin(t *testing.T) {
 }
 
 func TestJoinIntoTheWrongCluster(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		m := &members{ca: newCA(t, storeID), tokens: map[string][]byte{}}
 		serveJoin(t, w.listen("b"), "b", identity(t, m.ca, "b", time.Now()), m)
@@ -192,7 +192,7 @@ func TestJoinIntoTheWrongCluster(t *testing.T) {
 }
 
 func TestRenewAfterALongSleep(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		m := &members{ca: newCA(t, storeID)}
 		idb := identity(t, m.ca, "b", time.Now())
@@ -224,7 +224,7 @@ func TestRenewAfterALongSleep(t *testing.T) {
 }
 
 func TestRenewer(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		m := &members{ca: newCA(t, storeID)}
 		var ida, idb atomic.Pointer[pki.Identity]
@@ -277,7 +277,7 @@ func TestRenewer(t *testing.T) {
 
 // Serving tells nodes of clusters, with TLS and without, from nobody and from one that waits itself.
 func TestServing(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		ca := newCA(t, storeID)
 		serveJoin(t, w.listen("tls"), "tls", identity(t, ca, "tls", time.Now()), &members{ca: ca, tokens: map[string][]byte{}})

@@ -8,7 +8,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"google.golang.org/grpc"
@@ -17,6 +16,7 @@ import (
 	"cairn/cluster/netsim"
 	"cairn/proto/nodepb"
 	"cairn/storage/errs"
+	"cairn/test/bubble"
 	"cairn/test/seed"
 )
 
@@ -62,7 +62,7 @@ func TestSlowLines(t *testing.T) {
 		"lossy":  {Latency: netsim.Duration(time.Millisecond), Loss: 0.02},
 	} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
 				m := newMesh(t, 1, 2, answering())
 				m.set(t, rule)
 				cc := mustConn(t, m.clients["n1"], "n2", Bulk)
@@ -100,7 +100,7 @@ func TestSlowLines(t *testing.T) {
 // cut, with an error that is known, and when the network is well all nodes reach each other again.
 func TestMeshSurvives(t *testing.T) {
 	seed := seed.Of(t)
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		rng := rand.New(rand.NewPCG(seed, 1))
 		e := answering()
 		e.stream = func(s grpc.ServerStream) error { <-s.Context().Done(); return s.Context().Err() }

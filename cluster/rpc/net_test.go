@@ -21,6 +21,7 @@ import (
 	"cairn/cluster/pki"
 	"cairn/proto/nodepb"
 	"cairn/storage/errs"
+	"cairn/test/bubble"
 )
 
 const storeID = "00112233445566778899aabbccddeeff"
@@ -345,7 +346,7 @@ func TestVersionsApart(t *testing.T) {
 }
 
 func TestOneOfSeveralAddresses(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		ca := newCA(t, storeID)
 		serve(t, w.listen("new"), ServerConfig{Self: "b", Identity: identity(t, ca, "b", time.Now())}, answering())
@@ -363,7 +364,7 @@ func TestOneOfSeveralAddresses(t *testing.T) {
 }
 
 func TestAddressChanges(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		var addr atomic.Value
 		addr.Store([]string{"old"})
@@ -423,7 +424,7 @@ func TestAddressChanges(t *testing.T) {
 func TestBlackHole(t *testing.T) {
 	for _, name := range []string{"plaintext", "TLS"} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
 				w := newWorld(t)
 				var ca *pki.CA
 				if name == "TLS" {
@@ -500,7 +501,7 @@ func TestBlackHole(t *testing.T) {
 
 // A writer that is stuck because nobody reads any more is freed too.
 func TestBlackHoleWhileSending(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		w.stuck.Store(true)
 		ca := newCA(t, storeID)
@@ -532,7 +533,7 @@ func TestBlackHoleWhileSending(t *testing.T) {
 
 // Whoever connects and says nothing, or too much, is sent away.
 func TestStrangers(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		ca := newCA(t, storeID)
 		serve(t, w.listen("tls"), ServerConfig{Self: "b", Identity: identity(t, ca, "b", time.Now())}, answering())
@@ -559,7 +560,7 @@ func TestStrangers(t *testing.T) {
 
 // Whoever is no member, and be it ever so many, takes up no member's connection, and is not told what store is here.
 func TestStrangersTakeNoPlace(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		ca := newCA(t, storeID)
 		s := serve(t, w.listen("b"), ServerConfig{Self: "b", Identity: identity(t, ca, "b", time.Now()), ConnsMax: 1}, answering())
@@ -633,7 +634,7 @@ func TestStrangersTakeNoPlace(t *testing.T) {
 }
 
 func TestSlowIsNotDead(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		e := answering()
 		e.unary = func(ctx context.Context, in *nodepb.Error) (*nodepb.Error, error) {
@@ -668,7 +669,7 @@ func TestSlowIsNotDead(t *testing.T) {
 }
 
 func TestPeerRestarts(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		c := connect(t, ClientConfig{Self: "a", Dial: w.dial, Addresses: addresses("b")})
 		cc := mustConn(t, c, "b", Meta)
@@ -692,7 +693,7 @@ func TestPeerRestarts(t *testing.T) {
 }
 
 func TestStop(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		e := answering()
 		ended := make(chan error, 1)
@@ -742,7 +743,7 @@ func TestStop(t *testing.T) {
 }
 
 func TestLimits(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		e := answering()
 		release := make(chan struct{})
@@ -812,7 +813,7 @@ func TestLimits(t *testing.T) {
 
 // A caller that vanished without a word does not leave its calls behind.
 func TestVanishedCaller(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		e := answering()
 		ended := make(chan error, 1)

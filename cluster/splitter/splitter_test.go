@@ -7,7 +7,6 @@ import (
 	"slices"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -20,6 +19,7 @@ import (
 	"cairn/proto/metapb"
 	"cairn/storage"
 	"cairn/storage/errs"
+	"cairn/test/bubble"
 )
 
 // plane is a metadata plane of one replica a group, all in one store, whose commands are applied as they are proposed.
@@ -238,7 +238,7 @@ func (p *plane) count(g cluster.GroupID, op any) (n int) {
 
 // Ranges without a quorum cost the others seconds, once in a while, and are looked after again when they answer.
 func TestStuckRanges(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		p := newPlane(t, 2, 3, 4, 5)
 		for g := range p.groups {
 			p.fill(g, 10)
@@ -295,7 +295,7 @@ func TestStuckRanges(t *testing.T) {
 
 // A range whose splits fail has its bounds compared all the same, and of replicas that are gone nothing is kept.
 func TestChecksGoOn(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		p := newPlane(t, 2)
 		p.fill(2, 10)
 		s := p.splitter(func(c *Config) { c.RowsMax = 5 })

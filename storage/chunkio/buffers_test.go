@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"cairn/storage/errs"
+	"cairn/test/bubble"
 )
 
 func TestBufferSizes(t *testing.T) {
@@ -59,7 +60,7 @@ func TestBuffersAreReusedAndBounded(t *testing.T) {
 // First come, first served; a large request is not starved by small ones; what
 // is larger than everything gets its turn alone.
 func TestWaitingForBuffers(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		p := newBuffers(2<<20, time.Minute)
 		first, _ := p.get(context.Background(), inbound, 1<<20)
 		var mu sync.Mutex

@@ -11,13 +11,14 @@ import (
 
 	"cairn/storage"
 	"cairn/storage/errs"
+	"cairn/test/bubble"
 )
 
 // A late shard is replaced after HedgeAfter, once; then the drive is not asked
 // first any more, until it has answered.
 func TestHedging(t *testing.T) {
 	for _, size := range []int{1000, 1 << 20, 5 << 20} {
-		synctest.Test(t, func(t *testing.T) {
+		bubble.Test(t, func(t *testing.T) {
 			c := newCluster(t, []int{2, 2, 2}, standard, withClock)
 			data := randomBytes(rand.New(rand.NewPCG(1, 2)), size)
 			refs := c.mustWrite(data)
@@ -56,7 +57,7 @@ func TestHedging(t *testing.T) {
 // When so many drives hang that nothing helps, the read ends; when they are only
 // slow, it waits for them.
 func TestReadsThatHang(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := newCluster(t, []int{2, 2, 2}, standard, withClock)
 		data := randomBytes(rand.New(rand.NewPCG(1, 2)), 1<<20)
 		refs := c.mustWrite(data)
@@ -104,7 +105,7 @@ func (w *slowWriter) Write(p []byte) (int, error) {
 
 // A slow client is no reason to suspect drives.
 func TestSlowClients(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := newCluster(t, []int{2, 2, 2}, standard, withClock)
 		refs := c.mustWrite(make([]byte, 6<<20))
 		w := &slowWriter{pause: 20 * time.Second}
@@ -131,7 +132,7 @@ func TestSlowClients(t *testing.T) {
 // A late answer must not write into bytes that were computed in its stead: its
 // drive answers with garbage while the client is being served.
 func TestLateGarbageIsNotServed(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := newCluster(t, []int{2, 2, 2}, standard, withClock)
 		data := randomBytes(rand.New(rand.NewPCG(1, 2)), 1<<20)
 		refs := c.mustWrite(data)

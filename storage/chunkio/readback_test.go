@@ -5,13 +5,13 @@ import (
 	"math/bits"
 	"math/rand/v2"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"cairn/cluster"
 	"cairn/proto/metapb"
 	"cairn/storage"
 	"cairn/storage/errs"
+	"cairn/test/bubble"
 )
 
 var standard = []storage.StorageClass{storage.Standard}
@@ -302,7 +302,7 @@ func TestNearestZoneFirst(t *testing.T) {
 
 // A drive that fails again and again is asked less and less often, until it answers.
 func TestShunnedLongerEachTime(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		d := &drive{}
 		for _, want := range []time.Duration{1, 2, 4, 8, 8} {
 			d.shun()

@@ -5,13 +5,13 @@ import (
 	"context"
 	"math/rand/v2"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"cairn/cluster"
 	"cairn/proto/metapb"
 	"cairn/storage"
 	"cairn/storage/errs"
+	"cairn/test/bubble"
 )
 
 func TestRebuild(t *testing.T) {
@@ -227,7 +227,7 @@ func TestRemovalNeedsEveryDrive(t *testing.T) {
 }
 
 func TestRemovalFromAHungDrive(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := newCluster(t, []int{1, 1, 1}, standard, withClock)
 		refs := c.mustWrite(make([]byte, 100))
 		hang := make(chan struct{})

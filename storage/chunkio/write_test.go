@@ -18,6 +18,7 @@ import (
 	"cairn/proto/metapb"
 	"cairn/storage"
 	"cairn/storage/errs"
+	"cairn/test/bubble"
 	"cairn/test/seed"
 )
 
@@ -186,7 +187,7 @@ func TestTeeSeesEveryByteInOrder(t *testing.T) {
 // back all is as before.
 func TestBlackHoledDrive(t *testing.T) {
 	for _, deaf := range []bool{false, true} {
-		synctest.Test(t, func(t *testing.T) {
+		bubble.Test(t, func(t *testing.T) {
 			c := newCluster(t, []int{2, 2, 2}, standard, withClock, withConfig(func(cfg *Config) { cfg.BufferBytesMax = 64 << 20 }))
 			hang := make(chan struct{})
 			victim := c.drives[c.order[3].ID]
@@ -227,7 +228,7 @@ func TestBlackHoledDrive(t *testing.T) {
 // Drives that hang so that no quorum is possible fail the write after
 // ShardTimeout, or let it go on as soon as the outage is recorded.
 func TestHungZone(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := newCluster(t, []int{2, 2, 2}, standard, withClock)
 		hang := make(chan struct{})
 		for _, d := range c.order[:2] {
@@ -274,7 +275,7 @@ func TestHungZone(t *testing.T) {
 
 // A slow drive is waited for, so that its shard needs no repair.
 func TestSlowDriveIsWaitedFor(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := newCluster(t, []int{1, 1, 1}, standard, withClock)
 		c.drives[c.order[1].ID].onAppend = 150 * time.Millisecond
 		start := time.Now()
@@ -337,7 +338,7 @@ func TestChunkMovesToAnotherGroup(t *testing.T) {
 // A group whose drives changed under the writer: the shard goes to the new place with the new epoch.
 func TestStaleEpoch(t *testing.T) {
 	for _, async := range []bool{false, true} {
-		synctest.Test(t, func(t *testing.T) { testStaleEpoch(t, async) })
+		bubble.Test(t, func(t *testing.T) { testStaleEpoch(t, async) })
 	}
 }
 
@@ -499,7 +500,7 @@ func TestMemoryIsBounded(t *testing.T) {
 	if most > limit {
 		t.Errorf("%d bytes of buffers in use at a time, %d allowed", most, limit)
 	}
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := newCluster(t, []int{1, 1, 1}, standard, withClock, withConfig(func(cfg *Config) { cfg.BufferBytesMax = 2 << 20 }))
 		blocked := make(chan struct{})
 		go func() {

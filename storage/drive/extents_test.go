@@ -7,6 +7,7 @@ import (
 	"testing/synctest"
 
 	"cairn/storage/vfsx"
+	"cairn/test/bubble"
 )
 
 // countedFile counts itself while it is open; its Close may be held up.
@@ -26,7 +27,7 @@ func (f countedFile) Close() error {
 
 // TestExtentsHang: an open or close that hangs keeps only those waiting who want that very file.
 func TestExtentsHang(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		var open, opens atomic.Int32
 		hold := make(chan struct{})
 		var fail atomic.Bool
@@ -95,7 +96,7 @@ func TestExtentsHang(t *testing.T) {
 
 // TestExtentsDroppedWhileOpened: who opens an extent that is compacted away meanwhile finds that there is none.
 func TestExtentsDroppedWhileOpened(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		var open atomic.Int32
 		hold := make(chan struct{})
 		files := newExtents(1, func(uint32) (vfsx.File, error) {

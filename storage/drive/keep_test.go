@@ -9,12 +9,12 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"cairn/storage"
 	"cairn/storage/errs"
 	"cairn/storage/vfsx"
+	"cairn/test/bubble"
 	"cairn/test/seed"
 )
 
@@ -111,7 +111,7 @@ func TestSpaceComesBack(t *testing.T) {
 // TestUnopenableExtent: an extent whose file can't be opened for a time keeps
 // neither the others from being cleared and compacted, nor itself once it can be opened again.
 func TestUnopenableExtent(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		m := newMem(t)
 		cfg := small(noHoles{m})
 		cfg.ExtentBytes = 32 << 10

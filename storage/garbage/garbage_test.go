@@ -5,11 +5,11 @@ import (
 	"errors"
 	"math/rand/v2"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"cairn/storage"
 	"cairn/storage/errs"
+	"cairn/test/bubble"
 	"cairn/test/seed"
 )
 
@@ -73,7 +73,7 @@ func TestCollects(t *testing.T) {
 }
 
 func TestReadersHold(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		w := newWorld()
 		c := collector(w)
 		w.held[wid(1)], w.held[wid(2)] = true, true
@@ -103,7 +103,7 @@ func TestReadersHold(t *testing.T) {
 }
 
 func TestDriveDown(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		w := newWorld()
 		c := collector(w)
 		w.down[0] = true // groups 1 and 3
@@ -167,7 +167,7 @@ func TestBadRowStays(t *testing.T) {
 func TestFailuresAnywhere(t *testing.T) {
 	seed := seed.Of(t)
 	for round := range uint64(60) {
-		synctest.Test(t, func(t *testing.T) {
+		bubble.Test(t, func(t *testing.T) {
 			rnd := rand.New(rand.NewPCG(seed, round))
 			w := newWorld()
 			boom := func(string) error {

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"google.golang.org/grpc"
@@ -18,6 +17,7 @@ import (
 	"cairn/storage/errs"
 	"cairn/storage/garbage"
 	"cairn/storage/pins"
+	"cairn/test/bubble"
 )
 
 var _ garbage.Pins = (*Pins)(nil)
@@ -85,7 +85,7 @@ func TestQuiesceAsksAllGateways(t *testing.T) {
 }
 
 func TestQuiesceWaitsForRemoteReads(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		registries, p, _ := nodes(t)
 		pin := registries[2].Begin()
 		time.AfterFunc(3*time.Second, func() { pin.Hold(storage.WriteID{9}) })

@@ -13,6 +13,7 @@ import (
 
 	"cairn/storage"
 	"cairn/storage/errs"
+	"cairn/test/bubble"
 	"cairn/test/seed"
 )
 
@@ -68,7 +69,7 @@ func quiesceOf(t *testing.T, r *Registry) <-chan func(storage.WriteID) bool {
 }
 
 func TestWaitsForUnsettled(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		r := New()
 		a, b, last, settled := r.Begin(), r.Begin(), r.Begin(), r.Begin()
 		settled.Hold(write(7))

@@ -5,7 +5,6 @@ import (
 	"math/rand/v2"
 	"sync/atomic"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"cairn/cluster"
@@ -13,6 +12,7 @@ import (
 	"cairn/storage/errs"
 	"cairn/storage/storagetest"
 	"cairn/storage/worker"
+	"cairn/test/bubble"
 	"cairn/test/seed"
 )
 
@@ -128,7 +128,7 @@ func TestResyncReturnedDrive(t *testing.T) {
 // TestResyncTooFew: a chunk that rows name and too few drives hold keeps the slot
 // dirty and is named; one that no row names does not. Nothing is removed.
 func TestResyncTooFew(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		w := newWorld(3, 2)
 		pg := w.AddPG(storage.Scheme{K: 3, M: 3}, 1, 2, 3, 4, 5, 6)
 		w.put("good", pg, 4000, 0)
@@ -175,7 +175,7 @@ func TestResyncTooFew(t *testing.T) {
 
 // TestResyncNeedsTheOthers: a slot is not called done while an active drive does not answer.
 func TestResyncNeedsTheOthers(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		w := newWorld(2, 1)
 		pg := w.AddPG(storage.Scheme{K: 1, M: 1}, 1, 2)
 		w.put("a", pg, 100, 0)
@@ -232,7 +232,7 @@ func TestResyncOneAfterTheOther(t *testing.T) {
 // TestResyncManyCannotFinish: groups that can't be finished, however many and
 // however little they have to spare, don't keep the others from being filled, and are not tried all the time.
 func TestResyncManyCannotFinish(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		w := newWorld(3, 2)
 		const stuck, fine = 40, 10
 		for range stuck {
@@ -346,7 +346,7 @@ func TestResyncTableLags(t *testing.T) {
 func TestResyncFailuresAnywhere(t *testing.T) {
 	seed := seed.Of(t)
 	for round := range uint64(12) {
-		synctest.Test(t, func(t *testing.T) {
+		bubble.Test(t, func(t *testing.T) {
 			rnd := rand.New(rand.NewPCG(seed, round))
 			w := fillWorld()
 			boom := func(string) error {

@@ -8,13 +8,13 @@ import (
 	"math/rand/v2"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"cairn/cluster"
 	"cairn/proto/metapb"
 	"cairn/storage"
 	"cairn/storage/errs"
+	"cairn/test/bubble"
 	"cairn/test/seed"
 )
 
@@ -116,7 +116,7 @@ func TestRowsRaces(t *testing.T) {
 
 // TestRowsStuck: an object that cannot be repaired is named and keeps nobody waiting.
 func TestRowsStuck(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		w := newWorld(3, 1)
 		pg := w.AddPG(storage.Scheme{K: 1, M: 2}, 1, 2, 3)
 		lost := w.put("lost", pg, 100, 0b111)
@@ -229,7 +229,7 @@ func (m readsOf) Data(ctx context.Context, row Row) (*metapb.Data, error) {
 // TestRowsMoreThanRemembered: if more rows fail than are remembered, each of them is
 // still tried now and then only, urgent ones don't keep others from their turn, and a new one is repaired at once.
 func TestRowsMoreThanRemembered(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		const remembered = 60
 		w, r, reads, logged := manyRows(t, remembered)
 		for i := range w.repairs {
@@ -277,7 +277,7 @@ func TestRowsMoreThanRemembered(t *testing.T) {
 
 // TestRowsFailMoreThanRemembered: the same if what fails is the rebuild itself.
 func TestRowsFailMoreThanRemembered(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		const remembered = 60
 		w, r, reads, _ := manyRows(t, remembered)
 		w.SetState(2, cluster.DriveActive)
@@ -305,7 +305,7 @@ func TestRowsFailMoreThanRemembered(t *testing.T) {
 func TestRowsFailuresAnywhere(t *testing.T) {
 	seed := seed.Of(t)
 	for round := range uint64(20) {
-		synctest.Test(t, func(t *testing.T) {
+		bubble.Test(t, func(t *testing.T) {
 			rnd := rand.New(rand.NewPCG(seed, round))
 			w := newWorld(3, 2)
 			pg := w.AddPG(storage.Scheme{K: 3, M: 3}, 1, 2, 3, 4, 5, 6)
@@ -343,7 +343,7 @@ func TestRowsFailuresAnywhere(t *testing.T) {
 }
 
 func TestHealer(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		w := newWorld(3, 2)
 		pg := w.AddPG(storage.Scheme{K: 3, M: 3}, 1, 2, 3, 4, 5, 6)
 		o := w.put("a", pg, 5000, 0)
@@ -396,7 +396,7 @@ func TestHealer(t *testing.T) {
 
 // TestHealerManyFail: however many shards can't be healed, each is tried TriesMax times with a growing pause.
 func TestHealerManyFail(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		w := newWorld(1, 1)
 		tries := 0
 		w.Fail = func(string) error { tries++; return errs.New(errs.Unavailable, "", "", "not now") }

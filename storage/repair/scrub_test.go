@@ -6,13 +6,13 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"cairn/cluster"
 	"cairn/storage"
 	"cairn/storage/errs"
 	"cairn/storage/storagetest"
+	"cairn/test/bubble"
 	"cairn/test/seed"
 )
 
@@ -169,7 +169,7 @@ func (p *memProgress) Save(b []byte) error   { p.b = slices.Clone(b); return nil
 
 // TestScrubResumes: a restart goes on where the pass was, and passes have a distance.
 func TestScrubResumes(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		w := fillWorld()
 		p := &memProgress{}
 		newOne := func() *Scrub {

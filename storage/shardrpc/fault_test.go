@@ -17,6 +17,7 @@ import (
 	"cairn/storage"
 	"cairn/storage/errs"
 	"cairn/storage/storagetest"
+	"cairn/test/bubble"
 )
 
 // wire is a connection that swallows what is written, or damages it, when told.
@@ -112,7 +113,7 @@ func (f *faulty) idle(t *testing.T) {
 var sizes = []int{1000, 300_000}
 
 func TestBlackHole(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		f := newFaulty(t, ServerConfig{}, Config{})
 		s := f.stores[1]
 		for i, size := range sizes {
@@ -165,7 +166,7 @@ func TestBlackHole(t *testing.T) {
 
 // A connection that breaks fails what is under way at once, and every payload comes back once.
 func TestConnectionBreaks(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		f := newFaulty(t, ServerConfig{}, Config{})
 		f.hang = make(chan struct{})
 		var answers []<-chan error
@@ -202,7 +203,7 @@ func TestConnectionBreaks(t *testing.T) {
 
 // A drive that hangs keeps its own share, and nothing from its neighbour.
 func TestHungDrive(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		f := newFaulty(t, ServerConfig{DriveBytesMax: 4 << 20}, Config{DriveBytesMax: 2 << 20, DriveCallsMax: 20})
 		f.hang = make(chan struct{})
 		busy, out := 0, []<-chan error{}
@@ -251,7 +252,7 @@ func TestHungDrive(t *testing.T) {
 
 // What changes on the way is noticed where it arrives.
 func TestDamageOnTheWay(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		f := newFaulty(t, ServerConfig{}, Config{})
 		if err := <-async(f.stores[1], 1, 300_000); err != nil {
 			t.Fatal(err)
@@ -281,7 +282,7 @@ func TestDamageOnTheWay(t *testing.T) {
 
 // A node that stops answers what it has and refuses the rest; its gRPC server then stops gracefully.
 func TestServerStops(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		f := newFaulty(t, ServerConfig{}, Config{})
 		f.hang = make(chan struct{})
 		slow := async(f.stores[0], 1, 1000)
@@ -307,7 +308,7 @@ func TestServerStops(t *testing.T) {
 }
 
 func TestClientCloses(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		f := newFaulty(t, ServerConfig{}, Config{})
 		f.hang = make(chan struct{})
 		a := async(f.stores[0], 1, 300_000)
@@ -325,7 +326,7 @@ func TestClientCloses(t *testing.T) {
 
 // Streams that nobody uses end, and come back.
 func TestIdleStreamsEnd(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		f := newFaulty(t, ServerConfig{}, Config{})
 		for i := range 5 {
 			if err := <-async(f.stores[1], uint64(i), 300_000); err != nil {

@@ -13,10 +13,11 @@ import (
 	"cairn/storage"
 	"cairn/storage/errs"
 	"cairn/storage/storagetest"
+	"cairn/test/bubble"
 )
 
 func TestGate(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		g := &gate{callsMax: 3, bytesMax: 100}
 		if !g.try(500) || g.try(1) {
 			t.Fatal("a call larger than the bound enters alone")

@@ -15,6 +15,7 @@ import (
 	"cairn/storage/errs"
 	"cairn/storage/storagetest"
 	"cairn/storage/vfsx"
+	"cairn/test/bubble"
 )
 
 // overNet is a node with a drive and a client in another zone, over the connections that nodes really use.
@@ -52,7 +53,7 @@ func connected(t *testing.T, sim *netsim.Sim, d storage.ShardStore) (*rpc.Server
 
 // Over an open connection an append and a read are one round trip each, large ones too.
 func TestOneRoundTrip(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		sim := netsim.New(1)
 		defer sim.Close()
 		if err := sim.Set(netsim.Rules{Rules: []netsim.Rule{{Latency: netsim.Duration(500 * time.Microsecond)}}}); err != nil {
@@ -81,7 +82,7 @@ func TestOneRoundTrip(t *testing.T) {
 
 // A node cut off is found, its drives are not offered any more, and they are again when it is back.
 func TestCutOff(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		sim := netsim.New(1)
 		defer sim.Close()
 		_, c, d := overNet(t, sim)
@@ -117,7 +118,7 @@ func TestCutOff(t *testing.T) {
 
 // A node that stops while others append to it does so at once and loses nothing that it took.
 func TestStopUnderLoad(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		sim := netsim.New(1)
 		defer sim.Close()
 		s, c, d := overNet(t, sim)

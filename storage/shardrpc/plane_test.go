@@ -20,6 +20,7 @@ import (
 	"cairn/storage/chunkio"
 	"cairn/storage/errs"
 	"cairn/storage/storagetest"
+	"cairn/test/bubble"
 )
 
 // six is six nodes of a drive each in three zones, and the data path of the first.
@@ -129,7 +130,7 @@ func TestNodeDiesDuringPut(t *testing.T) {
 		"stops":  func(n *sixNode) { n.server.Close() },
 	} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
 				s := newSix(t)
 				data := make([]byte, 12<<20+77)
 				_, _ = rand.NewChaCha8([32]byte{1}).Read(data)
@@ -163,7 +164,7 @@ func TestNodeDiesDuringPut(t *testing.T) {
 
 // A node that swallows everything costs little after the first hits, though nothing tells that it is gone.
 func TestSilentNodeCostsLittle(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := newSix(t)
 		data := make([]byte, 1<<20)
 		small := make([]byte, 4<<10)

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"cairn/storage/errs"
+	"cairn/test/bubble"
 )
 
 // fake is a worker of which the test says what a step does.
@@ -55,7 +56,7 @@ func wantState(t *testing.T, h *Handle, want State) {
 }
 
 func TestIntervalAndWake(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		r := New(Config{})
 		defer r.Stop()
 		f := &fake{name: "f"}
@@ -75,7 +76,7 @@ func TestIntervalAndWake(t *testing.T) {
 }
 
 func TestMoreRunsOn(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		r := New(Config{})
 		defer r.Stop()
 		f := &fake{name: "f", step: func(_ context.Context, n int64) (int64, bool, error) { return 2, n < 5, nil }}
@@ -88,7 +89,7 @@ func TestMoreRunsOn(t *testing.T) {
 }
 
 func TestBackoff(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		r := New(Config{})
 		defer r.Stop()
 		var bad atomic.Bool
@@ -132,7 +133,7 @@ func TestBackoffBounds(t *testing.T) {
 
 // TestPace: the rate follows what is to be done.
 func TestPace(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		r := New(Config{})
 		defer r.Stop()
 		f := &fake{name: "f", step: func(context.Context, int64) (int64, bool, error) { return 10, true, nil }}
@@ -148,7 +149,7 @@ func TestPace(t *testing.T) {
 }
 
 func TestRateAndETA(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		r := New(Config{})
 		defer r.Stop()
 		f := &fake{name: "f"}
@@ -179,7 +180,7 @@ func TestRateAndETA(t *testing.T) {
 }
 
 func TestPause(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		r := New(Config{})
 		defer r.Stop()
 		f := &fake{name: "f", step: func(context.Context, int64) (int64, bool, error) { return 1, true, nil }}
@@ -195,7 +196,7 @@ func TestPause(t *testing.T) {
 }
 
 func TestYield(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		r := New(Config{Yield: func() time.Duration { return time.Hour }}) // capped
 		defer r.Stop()
 		f := &fake{name: "f", step: func(context.Context, int64) (int64, bool, error) { return 1, true, nil }}
@@ -208,7 +209,7 @@ func TestYield(t *testing.T) {
 }
 
 func TestStopWaits(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		r := New(Config{})
 		var ended atomic.Bool
 		f := &fake{name: "f", step: func(ctx context.Context, _ int64) (int64, bool, error) {
@@ -239,7 +240,7 @@ func TestStopWaits(t *testing.T) {
 }
 
 func TestNames(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		r := New(Config{})
 		defer r.Stop()
 		h := add(t, r, &fake{name: "a"}, Options{})

@@ -14,7 +14,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"cairn/proto/metapb"
@@ -27,6 +26,7 @@ import (
 	"cairn/storage/errs"
 	"cairn/storage/vfsx"
 	"cairn/storage/worker"
+	"cairn/test/bubble"
 	"cairn/test/harness"
 	"cairn/test/seed"
 )
@@ -43,7 +43,7 @@ type store struct {
 
 // inBubble runs test on a fresh store in fake time.
 func inBubble(t *testing.T, workers bool, test func(s *store)) {
-	synctest.Test(t, func(t *testing.T) { onStore(t, workers, test) })
+	bubble.Test(t, func(t *testing.T) { onStore(t, workers, test) })
 }
 
 // onStore runs test on a fresh store.

@@ -9,12 +9,12 @@ import (
 	"math/rand/v2"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"cairn/cluster/multiraft"
 	"cairn/server/core"
 	"cairn/storage/vfsx"
+	"cairn/test/bubble"
 	"cairn/test/checker"
 	"cairn/test/harness"
 	"cairn/test/seed"
@@ -82,13 +82,13 @@ func work(ctx context.Context, chk *checker.Checker, b harness.Bucket, seed uint
 // been acknowledged by then. The next run goes on with one of them.
 func TestPowerCuts(t *testing.T) {
 	seed := seed.Of(t)
-	synctest.Test(t, func(t *testing.T) { rounds(t, seed, *roundsFlag, nil) })
+	bubble.Test(t, func(t *testing.T) { rounds(t, seed, *roundsFlag, nil) })
 }
 
 // TestPowerCutsWhileRangesSplit is TestPowerCuts of a store whose ranges split all the time.
 func TestPowerCutsWhileRangesSplit(t *testing.T) {
 	seed := seed.Of(t)
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		rounds(t, seed, *roundsFlag, func(tune *core.Tuning) {
 			tune.Splits.RowsMax = 3
 			tune.SplitEvery = 20 * time.Millisecond

@@ -356,6 +356,33 @@ func rootIdent(e ast.Expr) *ast.Ident {
 	}
 }
 
+// TestBubbles sees that tests run in test/bubble's bubbles and not in bare ones, for the reason given there.
+func TestBubbles(t *testing.T) {
+	bare := regexp.MustCompile(`\bsynctest\.(` + `Test|Run)\(`)
+	base := root(t)
+	seen := 0
+	err := filepath.WalkDir(base, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() || !strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		data, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		seen++
+		if rel, _ := filepath.Rel(base, path); bare.Match(data) {
+			t.Errorf("%s starts a bubble itself: bubble.Test does it", rel)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if seen < 20 {
+		t.Fatalf("only %d files looked at", seen)
+	}
+}
+
 // TestNothingOfTheMachine looks through every file of the repository for what
 // belongs to the machine it was written on. The patterns are put together here
 // so that this file does not match itself.

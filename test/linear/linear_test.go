@@ -10,7 +10,6 @@ import (
 	mrand "math/rand/v2"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"cairn/cluster"
@@ -20,6 +19,7 @@ import (
 	"cairn/storage"
 	"cairn/storage/errs"
 	"cairn/storage/vfsx"
+	"cairn/test/bubble"
 	"cairn/test/harness"
 	"cairn/test/seed"
 )
@@ -158,7 +158,7 @@ func TestSplits(t *testing.T) { disturbed(t, true) }
 func disturbed(t *testing.T, splitting bool) {
 	seed := seed.Of(t)
 	r := NewRecorder()
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := openStore(t, vfsx.NewMem(), func(tune *core.Tuning) {
 			if splitting { // the minutes until the last repeats are of many groups: a slow pulse spares seconds
 				tune.Raft.HeartbeatTimeout, tune.Raft.CommitTimeout, tune.Controller.Tick = 2*time.Second, time.Second, 2*time.Second
@@ -241,7 +241,7 @@ func (c cutoff) List(ctx context.Context) (map[string]string, error) {
 func TestPowerCuts(t *testing.T) {
 	seed := seed.Of(t)
 	r := NewRecorder()
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		rnd := mrand.New(mrand.NewPCG(seed, 0))
 		fs := vfsx.NewMem()
 		for round := range 4 {

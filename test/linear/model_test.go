@@ -9,9 +9,9 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
+	"cairn/test/bubble"
 	"cairn/test/seed"
 )
 
@@ -174,7 +174,7 @@ func TestFaultsAreFound(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(seed.Of(t), 0))
 	check := func(fault string, seed uint64) error {
 		r := NewRecorder()
-		synctest.Test(t, func(t *testing.T) {
+		bubble.Test(t, func(t *testing.T) {
 			s := &toy{at: map[string]Value{}, old: map[string]Value{}, fault: fault, rnd: rand.New(rand.NewPCG(seed, 1))}
 			w := Workload{Stores: []Store{s}, Keys: []string{"a", "b", "c"}, Clients: 5, Ops: 60, Pause: 5 * time.Millisecond, Seed: seed}
 			w.Run(t.Context(), r)
@@ -206,7 +206,7 @@ func TestFaultsAreFound(t *testing.T) {
 }
 
 func TestWorkloadIsBounded(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		r := NewRecorder()
 		start := time.Now()
 		w := Workload{Stores: []Store{hanging{}}, Keys: []string{"a"}, Clients: 2, Ops: 10, Timeout: time.Second, Seed: 1}

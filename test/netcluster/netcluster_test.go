@@ -14,6 +14,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
+	"cairn/test/bubble"
 	"cairn/test/linear"
 	"cairn/test/seed"
 )
@@ -229,7 +230,7 @@ func (g toyGateway) List(ctx context.Context) (map[string]string, error) {
 // history is one of the toy under trouble.
 func history(t *testing.T, seed uint64, lazy bool) *linear.Recorder {
 	r := linear.NewRecorder()
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := New(Options{Zones: 3, NodesPerZone: 1, Seed: seed, Start: startToy(lazy), Logf: t.Logf})
 		if err := c.Start(t.Context()); err != nil {
 			t.Fatal(err)
@@ -282,7 +283,7 @@ func TestLostWritesAreFound(t *testing.T) {
 }
 
 func TestLives(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := New(Options{Zones: 2, NodesPerZone: 1, Seed: 1, Start: startToy(false)})
 		if err := c.Start(t.Context()); err != nil {
 			t.Fatal(err)

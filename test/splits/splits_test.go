@@ -11,7 +11,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -26,6 +25,7 @@ import (
 	"cairn/storage"
 	"cairn/storage/errs"
 	"cairn/storage/vfsx"
+	"cairn/test/bubble"
 	"cairn/test/harness"
 	"cairn/test/seed"
 )
@@ -80,7 +80,7 @@ func (m *model) snapshot() []string {
 
 // More than a thousand keys are written while ranges split a dozen times, and others list, read, delete in bulk and make and
 // remove buckets. In fake time, which passes only while all of them rest: hence their pauses.
-func TestManyRanges(t *testing.T) { synctest.Test(t, manyRanges) }
+func TestManyRanges(t *testing.T) { bubble.Test(t, manyRanges) }
 
 func pause(rnd *rand.Rand) { time.Sleep(time.Duration(1+rnd.IntN(5)) * time.Millisecond) }
 
@@ -331,7 +331,7 @@ func buckets(t *testing.T, ctx context.Context, c *core.Core, n int, rnd *rand.R
 }
 
 // A verification of everything finds all well while ranges split under it.
-func TestVerifyWhileSplitting(t *testing.T) { synctest.Test(t, verifyWhileSplitting) }
+func TestVerifyWhileSplitting(t *testing.T) { bubble.Test(t, verifyWhileSplitting) }
 
 func verifyWhileSplitting(t *testing.T) {
 	c := openSmall(t, vfsx.NewMem(), 1_000_000)
@@ -374,7 +374,7 @@ func verifyWhileSplitting(t *testing.T) {
 }
 
 // A replica whose bounds are not those of the others is found and stopped; the store goes on, and gets a new one in its place.
-func TestWrongBoundsAreFound(t *testing.T) { synctest.Test(t, wrongBoundsAreFound) }
+func TestWrongBoundsAreFound(t *testing.T) { bubble.Test(t, wrongBoundsAreFound) }
 
 func wrongBoundsAreFound(t *testing.T) {
 	fs := vfsx.NewMem()

@@ -11,7 +11,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"cairn/cluster"
@@ -22,6 +21,7 @@ import (
 	"cairn/storage"
 	"cairn/storage/errs"
 	"cairn/storage/vfsx"
+	"cairn/test/bubble"
 	"cairn/test/harness"
 	"cairn/test/seed"
 )
@@ -29,7 +29,7 @@ import (
 // TestVersionsModel runs random operations on a whole store, through its own gateway, through one that has no metadata
 // here, and through the SDK and the S3 handler before either, beside a model of what S3 says they do. In fake time, so that
 // retention ends.
-func TestVersionsModel(t *testing.T) { synctest.Test(t, versionsModel) }
+func TestVersionsModel(t *testing.T) { bubble.Test(t, versionsModel) }
 
 var stepsFlag = flag.Int("store.steps", 6000, "operations of TestVersionsModel")
 

@@ -7,10 +7,10 @@ import (
 	"fmt"
 	"sync/atomic"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"cairn/server/core"
+	"cairn/test/bubble"
 	"cairn/test/linear"
 	"cairn/test/netcluster"
 	"cairn/test/seed"
@@ -45,7 +45,7 @@ func end(t *testing.T, c *netcluster.Cluster) {
 
 // TestEveryGatewayReadsWhatAnyAcknowledged is nine nodes without trouble.
 func TestEveryGatewayReadsWhatAnyAcknowledged(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := begin(t, Options{Zones: 3, NodesPerZone: 3, Seed: seed.Of(t)})
 		stores := c.Stores()
 		for i, s := range stores {
@@ -68,7 +68,7 @@ func TestEveryGatewayReadsWhatAnyAcknowledged(t *testing.T) {
 
 // TestAZoneIsLost: within five seconds the others serve again, and what was written before is there.
 func TestAZoneIsLost(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := begin(t, Options{Zones: 3, NodesPerZone: 2, Seed: seed.Of(t)})
 		for round, how := range []string{"killed", "partitioned", "black-holed"} {
 			zone := c.Nodes[2*round].Zone
@@ -136,7 +136,7 @@ func histories(t *testing.T, keys []string, tune func(*core.Tuning)) {
 	for round := range *roundsFlag {
 		r := linear.NewRecorder()
 		ranges := 0
-		synctest.Test(t, func(t *testing.T) {
+		bubble.Test(t, func(t *testing.T) {
 			c := begin(t, Options{Zones: 3, NodesPerZone: 2, Seed: seed + uint64(round)<<32, Plaintext: true, Workers: true, Tune: tune})
 			ctx, calm := context.WithCancel(t.Context())
 			troubled := make(chan error, 1)

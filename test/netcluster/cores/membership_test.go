@@ -4,13 +4,13 @@ import (
 	"fmt"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"cairn/server/config"
 	"cairn/server/core"
 	"cairn/storage/errs"
 	"cairn/storage/vfsx"
+	"cairn/test/bubble"
 	"cairn/test/harness"
 	"cairn/test/linear"
 	"cairn/test/seed"
@@ -19,7 +19,7 @@ import (
 // TestWipedFirstNode: the node that made the cluster lost its data folder, and is started as it was the first time. It must
 // not begin a second cluster under the eyes of the first.
 func TestWipedFirstNode(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := begin(t, Options{Zones: 3, NodesPerZone: 1, Seed: seed.Of(t)})
 		first := c.Nodes[0]
 		first.Kill()
@@ -52,7 +52,7 @@ func TestWipedFirstNode(t *testing.T) {
 func TestANodeLeaves(t *testing.T) {
 	for name, lost := range map[string]bool{"running": false, "lost": true} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
 				c := begin(t, Options{Zones: 3, NodesPerZone: 2, DrivesPerNode: 2, Seed: seed.Of(t), Workers: true})
 				defer end(t, c)
 				objects := map[string]linear.Value{}
