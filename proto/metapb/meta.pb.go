@@ -196,6 +196,61 @@ func (BucketState) EnumDescriptor() ([]byte, []int) {
 	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{2}
 }
 
+type ExpireEntry_What int32
+
+const (
+	ExpireEntry_NOTHING    ExpireEntry_What = 0
+	ExpireEntry_CURRENT    ExpireEntry_What = 1 // the current version: a delete marker takes its place on a bucket with versions, else it is removed
+	ExpireEntry_NONCURRENT ExpireEntry_What = 2 // a noncurrent version: removed
+	ExpireEntry_MARKER     ExpireEntry_What = 3 // a delete marker that is the only version left of its key: removed
+	ExpireEntry_UPLOAD     ExpireEntry_What = 4 // a multipart upload in progress: aborted
+)
+
+// Enum value maps for ExpireEntry_What.
+var (
+	ExpireEntry_What_name = map[int32]string{
+		0: "NOTHING",
+		1: "CURRENT",
+		2: "NONCURRENT",
+		3: "MARKER",
+		4: "UPLOAD",
+	}
+	ExpireEntry_What_value = map[string]int32{
+		"NOTHING":    0,
+		"CURRENT":    1,
+		"NONCURRENT": 2,
+		"MARKER":     3,
+		"UPLOAD":     4,
+	}
+)
+
+func (x ExpireEntry_What) Enum() *ExpireEntry_What {
+	p := new(ExpireEntry_What)
+	*p = x
+	return p
+}
+
+func (x ExpireEntry_What) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ExpireEntry_What) Descriptor() protoreflect.EnumDescriptor {
+	return file_proto_metapb_meta_proto_enumTypes[3].Descriptor()
+}
+
+func (ExpireEntry_What) Type() protoreflect.EnumType {
+	return &file_proto_metapb_meta_proto_enumTypes[3]
+}
+
+func (x ExpireEntry_What) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ExpireEntry_What.Descriptor instead.
+func (ExpireEntry_What) EnumDescriptor() ([]byte, []int) {
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{43, 0}
+}
+
 // ChunkRef names one chunk of an object or part and where it lies.
 type ChunkRef struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2094,6 +2149,7 @@ type RangeCommand struct {
 	//	*RangeCommand_AbortUpload
 	//	*RangeCommand_RewriteData
 	//	*RangeCommand_UpdateVersion
+	//	*RangeCommand_Expire
 	//	*RangeCommand_DropGarbage
 	//	*RangeCommand_ExpandDoomed
 	//	*RangeCommand_Sweep
@@ -2264,6 +2320,15 @@ func (x *RangeCommand) GetUpdateVersion() *UpdateVersionOp {
 	return nil
 }
 
+func (x *RangeCommand) GetExpire() *ExpireOp {
+	if x != nil {
+		if x, ok := x.Op.(*RangeCommand_Expire); ok {
+			return x.Expire
+		}
+	}
+	return nil
+}
+
 func (x *RangeCommand) GetDropGarbage() *DropGarbageOp {
 	if x != nil {
 		if x, ok := x.Op.(*RangeCommand_DropGarbage); ok {
@@ -2384,6 +2449,10 @@ type RangeCommand_UpdateVersion struct {
 	UpdateVersion *UpdateVersionOp `protobuf:"bytes,28,opt,name=update_version,json=updateVersion,proto3,oneof"`
 }
 
+type RangeCommand_Expire struct {
+	Expire *ExpireOp `protobuf:"bytes,29,opt,name=expire,proto3,oneof"`
+}
+
 type RangeCommand_DropGarbage struct {
 	DropGarbage *DropGarbageOp `protobuf:"bytes,20,opt,name=drop_garbage,json=dropGarbage,proto3,oneof"`
 }
@@ -2437,6 +2506,8 @@ func (*RangeCommand_AbortUpload) isRangeCommand_Op() {}
 func (*RangeCommand_RewriteData) isRangeCommand_Op() {}
 
 func (*RangeCommand_UpdateVersion) isRangeCommand_Op() {}
+
+func (*RangeCommand_Expire) isRangeCommand_Op() {}
 
 func (*RangeCommand_DropGarbage) isRangeCommand_Op() {}
 
@@ -3797,19 +3868,24 @@ func (x *Retention) GetBypassGovernance() bool {
 // RewriteDataOp replaces the chunks of one version or part, or marks shards as
 // repaired. Conditional on write id and generation (design rule 12).
 type RewriteDataOp struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Bucket        uint64                 `protobuf:"varint,1,opt,name=bucket,proto3" json:"bucket,omitempty"`
-	Key           []byte                 `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
-	VersionSeq    uint64                 `protobuf:"varint,3,opt,name=version_seq,json=versionSeq,proto3" json:"version_seq,omitempty"` // or
-	UploadSeq     uint64                 `protobuf:"varint,4,opt,name=upload_seq,json=uploadSeq,proto3" json:"upload_seq,omitempty"`
-	Part          uint32                 `protobuf:"varint,5,opt,name=part,proto3" json:"part,omitempty"`
-	WriteId       []byte                 `protobuf:"bytes,6,opt,name=write_id,json=writeId,proto3" json:"write_id,omitempty"` // of the row that holds the chunks
-	Generation    uint64                 `protobuf:"varint,7,opt,name=generation,proto3" json:"generation,omitempty"`
-	Data          *Data                  `protobuf:"bytes,8,opt,name=data,proto3" json:"data,omitempty"`       // the new data; its generation is set by the range
-	Release       []*ChunkRef            `protobuf:"bytes,9,rep,name=release,proto3" json:"release,omitempty"` // chunks of the old data that become garbage
-	Kept          [][]byte               `protobuf:"bytes,10,rep,name=kept,proto3" json:"kept,omitempty"`      // ids of the chunks in data that the old data had already: a Conflict does not free them
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Bucket     uint64                 `protobuf:"varint,1,opt,name=bucket,proto3" json:"bucket,omitempty"`
+	Key        []byte                 `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
+	VersionSeq uint64                 `protobuf:"varint,3,opt,name=version_seq,json=versionSeq,proto3" json:"version_seq,omitempty"` // or
+	UploadSeq  uint64                 `protobuf:"varint,4,opt,name=upload_seq,json=uploadSeq,proto3" json:"upload_seq,omitempty"`
+	Part       uint32                 `protobuf:"varint,5,opt,name=part,proto3" json:"part,omitempty"`
+	WriteId    []byte                 `protobuf:"bytes,6,opt,name=write_id,json=writeId,proto3" json:"write_id,omitempty"` // of the row that holds the chunks
+	Generation uint64                 `protobuf:"varint,7,opt,name=generation,proto3" json:"generation,omitempty"`
+	Data       *Data                  `protobuf:"bytes,8,opt,name=data,proto3" json:"data,omitempty"`       // the new data; its generation is set by the range
+	Release    []*ChunkRef            `protobuf:"bytes,9,rep,name=release,proto3" json:"release,omitempty"` // chunks of the old data that become garbage
+	Kept       [][]byte               `protobuf:"bytes,10,rep,name=kept,proto3" json:"kept,omitempty"`      // ids of the chunks in data that the old data had already: a Conflict does not free them
+	// Of a transition only. storage_class is the version's from then on; of a multipart object it comes last, with the
+	// data as it is, after its parts were rewritten one by one. config_generation is that of the bucket's row, else Conflict:
+	// a rule that was changed before it acted does not act.
+	StorageClass     string `protobuf:"bytes,11,opt,name=storage_class,json=storageClass,proto3" json:"storage_class,omitempty"`
+	ConfigGeneration uint64 `protobuf:"varint,12,opt,name=config_generation,json=configGeneration,proto3" json:"config_generation,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *RewriteDataOp) Reset() {
@@ -3912,6 +3988,167 @@ func (x *RewriteDataOp) GetKept() [][]byte {
 	return nil
 }
 
+func (x *RewriteDataOp) GetStorageClass() string {
+	if x != nil {
+		return x.StorageClass
+	}
+	return ""
+}
+
+func (x *RewriteDataOp) GetConfigGeneration() uint64 {
+	if x != nil {
+		return x.ConfigGeneration
+	}
+	return 0
+}
+
+// ExpireOp carries out what a lifecycle rule decided, at most 1000 entries. The decision was made by the bucket's
+// configuration of config_generation: Conflict for all if the bucket's row is of another one. Each entry has a result: Conflict where what was
+// decided about is not what is there now, ObjectLocked where a lock keeps it.
+type ExpireOp struct {
+	state            protoimpl.MessageState `protogen:"open.v1"`
+	Bucket           uint64                 `protobuf:"varint,1,opt,name=bucket,proto3" json:"bucket,omitempty"`
+	ConfigGeneration uint64                 `protobuf:"varint,2,opt,name=config_generation,json=configGeneration,proto3" json:"config_generation,omitempty"`
+	Entries          []*ExpireEntry         `protobuf:"bytes,3,rep,name=entries,proto3" json:"entries,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *ExpireOp) Reset() {
+	*x = ExpireOp{}
+	mi := &file_proto_metapb_meta_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExpireOp) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExpireOp) ProtoMessage() {}
+
+func (x *ExpireOp) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_metapb_meta_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExpireOp.ProtoReflect.Descriptor instead.
+func (*ExpireOp) Descriptor() ([]byte, []int) {
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *ExpireOp) GetBucket() uint64 {
+	if x != nil {
+		return x.Bucket
+	}
+	return 0
+}
+
+func (x *ExpireOp) GetConfigGeneration() uint64 {
+	if x != nil {
+		return x.ConfigGeneration
+	}
+	return 0
+}
+
+func (x *ExpireOp) GetEntries() []*ExpireEntry {
+	if x != nil {
+		return x.Entries
+	}
+	return nil
+}
+
+type ExpireEntry struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	What          ExpireEntry_What       `protobuf:"varint,1,opt,name=what,proto3,enum=cairn.meta.v1.ExpireEntry_What" json:"what,omitempty"`
+	Key           []byte                 `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
+	VersionSeq    uint64                 `protobuf:"varint,3,opt,name=version_seq,json=versionSeq,proto3" json:"version_seq,omitempty"`        // of the version or marker, or of the upload
+	VersionNonce  uint64                 `protobuf:"fixed64,4,opt,name=version_nonce,json=versionNonce,proto3" json:"version_nonce,omitempty"` // likewise
+	MarkerNonce   uint64                 `protobuf:"fixed64,5,opt,name=marker_nonce,json=markerNonce,proto3" json:"marker_nonce,omitempty"`    // for the delete marker it may create
+	MarkerOwner   string                 `protobuf:"bytes,6,opt,name=marker_owner,json=markerOwner,proto3" json:"marker_owner,omitempty"`      // likewise
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExpireEntry) Reset() {
+	*x = ExpireEntry{}
+	mi := &file_proto_metapb_meta_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExpireEntry) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExpireEntry) ProtoMessage() {}
+
+func (x *ExpireEntry) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_metapb_meta_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExpireEntry.ProtoReflect.Descriptor instead.
+func (*ExpireEntry) Descriptor() ([]byte, []int) {
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *ExpireEntry) GetWhat() ExpireEntry_What {
+	if x != nil {
+		return x.What
+	}
+	return ExpireEntry_NOTHING
+}
+
+func (x *ExpireEntry) GetKey() []byte {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *ExpireEntry) GetVersionSeq() uint64 {
+	if x != nil {
+		return x.VersionSeq
+	}
+	return 0
+}
+
+func (x *ExpireEntry) GetVersionNonce() uint64 {
+	if x != nil {
+		return x.VersionNonce
+	}
+	return 0
+}
+
+func (x *ExpireEntry) GetMarkerNonce() uint64 {
+	if x != nil {
+		return x.MarkerNonce
+	}
+	return 0
+}
+
+func (x *ExpireEntry) GetMarkerOwner() string {
+	if x != nil {
+		return x.MarkerOwner
+	}
+	return ""
+}
+
 type DropGarbageOp struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ids           []*GarbageID           `protobuf:"bytes,1,rep,name=ids,proto3" json:"ids,omitempty"`
@@ -3921,7 +4158,7 @@ type DropGarbageOp struct {
 
 func (x *DropGarbageOp) Reset() {
 	*x = DropGarbageOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[42]
+	mi := &file_proto_metapb_meta_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3933,7 +4170,7 @@ func (x *DropGarbageOp) String() string {
 func (*DropGarbageOp) ProtoMessage() {}
 
 func (x *DropGarbageOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[42]
+	mi := &file_proto_metapb_meta_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3946,7 +4183,7 @@ func (x *DropGarbageOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropGarbageOp.ProtoReflect.Descriptor instead.
 func (*DropGarbageOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{42}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *DropGarbageOp) GetIds() []*GarbageID {
@@ -3966,7 +4203,7 @@ type GarbageID struct {
 
 func (x *GarbageID) Reset() {
 	*x = GarbageID{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[43]
+	mi := &file_proto_metapb_meta_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3978,7 +4215,7 @@ func (x *GarbageID) String() string {
 func (*GarbageID) ProtoMessage() {}
 
 func (x *GarbageID) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[43]
+	mi := &file_proto_metapb_meta_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3991,7 +4228,7 @@ func (x *GarbageID) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GarbageID.ProtoReflect.Descriptor instead.
 func (*GarbageID) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{43}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *GarbageID) GetSeq() uint64 {
@@ -4021,7 +4258,7 @@ type ExpandDoomedOp struct {
 
 func (x *ExpandDoomedOp) Reset() {
 	*x = ExpandDoomedOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[44]
+	mi := &file_proto_metapb_meta_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4033,7 +4270,7 @@ func (x *ExpandDoomedOp) String() string {
 func (*ExpandDoomedOp) ProtoMessage() {}
 
 func (x *ExpandDoomedOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[44]
+	mi := &file_proto_metapb_meta_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4046,7 +4283,7 @@ func (x *ExpandDoomedOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExpandDoomedOp.ProtoReflect.Descriptor instead.
 func (*ExpandDoomedOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{44}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ExpandDoomedOp) GetRowsMax() uint32 {
@@ -4074,7 +4311,7 @@ type DoomedID struct {
 
 func (x *DoomedID) Reset() {
 	*x = DoomedID{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[45]
+	mi := &file_proto_metapb_meta_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4086,7 +4323,7 @@ func (x *DoomedID) String() string {
 func (*DoomedID) ProtoMessage() {}
 
 func (x *DoomedID) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[45]
+	mi := &file_proto_metapb_meta_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4099,7 +4336,7 @@ func (x *DoomedID) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoomedID.ProtoReflect.Descriptor instead.
 func (*DoomedID) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{45}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *DoomedID) GetBucket() uint64 {
@@ -4132,7 +4369,7 @@ type SweepOp struct {
 
 func (x *SweepOp) Reset() {
 	*x = SweepOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[46]
+	mi := &file_proto_metapb_meta_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4144,7 +4381,7 @@ func (x *SweepOp) String() string {
 func (*SweepOp) ProtoMessage() {}
 
 func (x *SweepOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[46]
+	mi := &file_proto_metapb_meta_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4157,7 +4394,7 @@ func (x *SweepOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SweepOp.ProtoReflect.Descriptor instead.
 func (*SweepOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{46}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *SweepOp) GetRowsMax() uint32 {
@@ -4176,7 +4413,7 @@ type DropRepairOp struct {
 
 func (x *DropRepairOp) Reset() {
 	*x = DropRepairOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[47]
+	mi := &file_proto_metapb_meta_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4188,7 +4425,7 @@ func (x *DropRepairOp) String() string {
 func (*DropRepairOp) ProtoMessage() {}
 
 func (x *DropRepairOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[47]
+	mi := &file_proto_metapb_meta_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4201,7 +4438,7 @@ func (x *DropRepairOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropRepairOp.ProtoReflect.Descriptor instead.
 func (*DropRepairOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{47}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *DropRepairOp) GetIds() []*RepairID {
@@ -4222,7 +4459,7 @@ type RepairID struct {
 
 func (x *RepairID) Reset() {
 	*x = RepairID{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[48]
+	mi := &file_proto_metapb_meta_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4234,7 +4471,7 @@ func (x *RepairID) String() string {
 func (*RepairID) ProtoMessage() {}
 
 func (x *RepairID) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[48]
+	mi := &file_proto_metapb_meta_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4247,7 +4484,7 @@ func (x *RepairID) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RepairID.ProtoReflect.Descriptor instead.
 func (*RepairID) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{48}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *RepairID) GetBucket() uint64 {
@@ -4279,7 +4516,7 @@ type TickOp struct {
 
 func (x *TickOp) Reset() {
 	*x = TickOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[49]
+	mi := &file_proto_metapb_meta_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4291,7 +4528,7 @@ func (x *TickOp) String() string {
 func (*TickOp) ProtoMessage() {}
 
 func (x *TickOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[49]
+	mi := &file_proto_metapb_meta_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4304,7 +4541,7 @@ func (x *TickOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TickOp.ProtoReflect.Descriptor instead.
 func (*TickOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{49}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{51}
 }
 
 // RangeResult answers a RangeCommand.
@@ -4336,7 +4573,7 @@ type RangeResult struct {
 
 func (x *RangeResult) Reset() {
 	*x = RangeResult{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[50]
+	mi := &file_proto_metapb_meta_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4348,7 +4585,7 @@ func (x *RangeResult) String() string {
 func (*RangeResult) ProtoMessage() {}
 
 func (x *RangeResult) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[50]
+	mi := &file_proto_metapb_meta_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4361,7 +4598,7 @@ func (x *RangeResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RangeResult.ProtoReflect.Descriptor instead.
 func (*RangeResult) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{50}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *RangeResult) GetKind() uint32 {
@@ -4506,7 +4743,7 @@ type SysDrive struct {
 
 func (x *SysDrive) Reset() {
 	*x = SysDrive{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[51]
+	mi := &file_proto_metapb_meta_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4518,7 +4755,7 @@ func (x *SysDrive) String() string {
 func (*SysDrive) ProtoMessage() {}
 
 func (x *SysDrive) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[51]
+	mi := &file_proto_metapb_meta_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4531,7 +4768,7 @@ func (x *SysDrive) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SysDrive.ProtoReflect.Descriptor instead.
 func (*SysDrive) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{51}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *SysDrive) GetId() []byte {
@@ -4606,7 +4843,7 @@ type SysPG struct {
 
 func (x *SysPG) Reset() {
 	*x = SysPG{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[52]
+	mi := &file_proto_metapb_meta_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4618,7 +4855,7 @@ func (x *SysPG) String() string {
 func (*SysPG) ProtoMessage() {}
 
 func (x *SysPG) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[52]
+	mi := &file_proto_metapb_meta_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4631,7 +4868,7 @@ func (x *SysPG) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SysPG.ProtoReflect.Descriptor instead.
 func (*SysPG) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{52}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *SysPG) GetId() uint32 {
@@ -4704,7 +4941,7 @@ type SysGroup struct {
 
 func (x *SysGroup) Reset() {
 	*x = SysGroup{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[53]
+	mi := &file_proto_metapb_meta_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4716,7 +4953,7 @@ func (x *SysGroup) String() string {
 func (*SysGroup) ProtoMessage() {}
 
 func (x *SysGroup) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[53]
+	mi := &file_proto_metapb_meta_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4729,7 +4966,7 @@ func (x *SysGroup) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SysGroup.ProtoReflect.Descriptor instead.
 func (*SysGroup) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{53}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *SysGroup) GetId() uint64 {
@@ -4786,7 +5023,7 @@ type SysReplica struct {
 
 func (x *SysReplica) Reset() {
 	*x = SysReplica{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[54]
+	mi := &file_proto_metapb_meta_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4798,7 +5035,7 @@ func (x *SysReplica) String() string {
 func (*SysReplica) ProtoMessage() {}
 
 func (x *SysReplica) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[54]
+	mi := &file_proto_metapb_meta_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4811,7 +5048,7 @@ func (x *SysReplica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SysReplica.ProtoReflect.Descriptor instead.
 func (*SysReplica) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{54}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *SysReplica) GetId() string {
@@ -4861,7 +5098,7 @@ type SysNode struct {
 
 func (x *SysNode) Reset() {
 	*x = SysNode{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[55]
+	mi := &file_proto_metapb_meta_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4873,7 +5110,7 @@ func (x *SysNode) String() string {
 func (*SysNode) ProtoMessage() {}
 
 func (x *SysNode) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[55]
+	mi := &file_proto_metapb_meta_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4886,7 +5123,7 @@ func (x *SysNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SysNode.ProtoReflect.Descriptor instead.
 func (*SysNode) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{55}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *SysNode) GetId() string {
@@ -4972,7 +5209,7 @@ type SysToken struct {
 
 func (x *SysToken) Reset() {
 	*x = SysToken{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[56]
+	mi := &file_proto_metapb_meta_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4984,7 +5221,7 @@ func (x *SysToken) String() string {
 func (*SysToken) ProtoMessage() {}
 
 func (x *SysToken) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[56]
+	mi := &file_proto_metapb_meta_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4997,7 +5234,7 @@ func (x *SysToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SysToken.ProtoReflect.Descriptor instead.
 func (*SysToken) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{56}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *SysToken) GetId() []byte {
@@ -5039,7 +5276,7 @@ type SysCA struct {
 
 func (x *SysCA) Reset() {
 	*x = SysCA{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[57]
+	mi := &file_proto_metapb_meta_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5051,7 +5288,7 @@ func (x *SysCA) String() string {
 func (*SysCA) ProtoMessage() {}
 
 func (x *SysCA) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[57]
+	mi := &file_proto_metapb_meta_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5064,7 +5301,7 @@ func (x *SysCA) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SysCA.ProtoReflect.Descriptor instead.
 func (*SysCA) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{57}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *SysCA) GetFormat() uint32 {
@@ -5095,7 +5332,7 @@ type SysTopology struct {
 
 func (x *SysTopology) Reset() {
 	*x = SysTopology{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[58]
+	mi := &file_proto_metapb_meta_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5107,7 +5344,7 @@ func (x *SysTopology) String() string {
 func (*SysTopology) ProtoMessage() {}
 
 func (x *SysTopology) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[58]
+	mi := &file_proto_metapb_meta_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5120,7 +5357,7 @@ func (x *SysTopology) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SysTopology.ProtoReflect.Descriptor instead.
 func (*SysTopology) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{58}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *SysTopology) GetStore() *SysStore {
@@ -5175,13 +5412,14 @@ type SysBucket struct {
 	Tags                []*KV                  `protobuf:"bytes,13,rep,name=tags,proto3" json:"tags,omitempty"`
 	PublicAccessBlock   *PublicAccessBlock     `protobuf:"bytes,14,opt,name=public_access_block,json=publicAccessBlock,proto3" json:"public_access_block,omitempty"`        // absent: none was put
 	NoOwnershipControls bool                   `protobuf:"varint,15,opt,name=no_ownership_controls,json=noOwnershipControls,proto3" json:"no_ownership_controls,omitempty"` // they were deleted: the bucket is its owner's all the same
+	Lifecycle           *LifecycleConfig       `protobuf:"bytes,16,opt,name=lifecycle,proto3" json:"lifecycle,omitempty"`                                                   // absent: none was put
 	unknownFields       protoimpl.UnknownFields
 	sizeCache           protoimpl.SizeCache
 }
 
 func (x *SysBucket) Reset() {
 	*x = SysBucket{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[59]
+	mi := &file_proto_metapb_meta_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5193,7 +5431,7 @@ func (x *SysBucket) String() string {
 func (*SysBucket) ProtoMessage() {}
 
 func (x *SysBucket) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[59]
+	mi := &file_proto_metapb_meta_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5206,7 +5444,7 @@ func (x *SysBucket) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SysBucket.ProtoReflect.Descriptor instead.
 func (*SysBucket) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{59}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *SysBucket) GetFormat() uint32 {
@@ -5314,6 +5552,456 @@ func (x *SysBucket) GetNoOwnershipControls() bool {
 	return false
 }
 
+func (x *SysBucket) GetLifecycle() *LifecycleConfig {
+	if x != nil {
+		return x.Lifecycle
+	}
+	return nil
+}
+
+// LifecycleConfig is S3's configuration of that name, checked when it was put.
+type LifecycleConfig struct {
+	state                protoimpl.MessageState `protogen:"open.v1"`
+	Rules                []*LifecycleRule       `protobuf:"bytes,1,rep,name=rules,proto3" json:"rules,omitempty"`
+	VariesByStorageClass bool                   `protobuf:"varint,2,opt,name=varies_by_storage_class,json=variesByStorageClass,proto3" json:"varies_by_storage_class,omitempty"` // x-amz-transition-default-minimum-object-size; else all_storage_classes_128K
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
+}
+
+func (x *LifecycleConfig) Reset() {
+	*x = LifecycleConfig{}
+	mi := &file_proto_metapb_meta_proto_msgTypes[62]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LifecycleConfig) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LifecycleConfig) ProtoMessage() {}
+
+func (x *LifecycleConfig) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_metapb_meta_proto_msgTypes[62]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LifecycleConfig.ProtoReflect.Descriptor instead.
+func (*LifecycleConfig) Descriptor() ([]byte, []int) {
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{62}
+}
+
+func (x *LifecycleConfig) GetRules() []*LifecycleRule {
+	if x != nil {
+		return x.Rules
+	}
+	return nil
+}
+
+func (x *LifecycleConfig) GetVariesByStorageClass() bool {
+	if x != nil {
+		return x.VariesByStorageClass
+	}
+	return false
+}
+
+type LifecycleRule struct {
+	state                 protoimpl.MessageState         `protogen:"open.v1"`
+	Id                    string                         `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Disabled              bool                           `protobuf:"varint,2,opt,name=disabled,proto3" json:"disabled,omitempty"`
+	Filter                *LifecycleFilter               `protobuf:"bytes,3,opt,name=filter,proto3" json:"filter,omitempty"`
+	Transitions           []*LifecycleTransition         `protobuf:"bytes,4,rep,name=transitions,proto3" json:"transitions,omitempty"` // of current versions
+	NoncurrentTransitions []*LifecycleTransition         `protobuf:"bytes,5,rep,name=noncurrent_transitions,json=noncurrentTransitions,proto3" json:"noncurrent_transitions,omitempty"`
+	Expiration            *LifecycleExpiration           `protobuf:"bytes,6,opt,name=expiration,proto3" json:"expiration,omitempty"`
+	NoncurrentExpiration  *LifecycleNoncurrentExpiration `protobuf:"bytes,7,opt,name=noncurrent_expiration,json=noncurrentExpiration,proto3" json:"noncurrent_expiration,omitempty"`
+	AbortDays             uint32                         `protobuf:"varint,8,opt,name=abort_days,json=abortDays,proto3" json:"abort_days,omitempty"` // after the initiation of an upload; 0: none
+	unknownFields         protoimpl.UnknownFields
+	sizeCache             protoimpl.SizeCache
+}
+
+func (x *LifecycleRule) Reset() {
+	*x = LifecycleRule{}
+	mi := &file_proto_metapb_meta_proto_msgTypes[63]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LifecycleRule) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LifecycleRule) ProtoMessage() {}
+
+func (x *LifecycleRule) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_metapb_meta_proto_msgTypes[63]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LifecycleRule.ProtoReflect.Descriptor instead.
+func (*LifecycleRule) Descriptor() ([]byte, []int) {
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{63}
+}
+
+func (x *LifecycleRule) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *LifecycleRule) GetDisabled() bool {
+	if x != nil {
+		return x.Disabled
+	}
+	return false
+}
+
+func (x *LifecycleRule) GetFilter() *LifecycleFilter {
+	if x != nil {
+		return x.Filter
+	}
+	return nil
+}
+
+func (x *LifecycleRule) GetTransitions() []*LifecycleTransition {
+	if x != nil {
+		return x.Transitions
+	}
+	return nil
+}
+
+func (x *LifecycleRule) GetNoncurrentTransitions() []*LifecycleTransition {
+	if x != nil {
+		return x.NoncurrentTransitions
+	}
+	return nil
+}
+
+func (x *LifecycleRule) GetExpiration() *LifecycleExpiration {
+	if x != nil {
+		return x.Expiration
+	}
+	return nil
+}
+
+func (x *LifecycleRule) GetNoncurrentExpiration() *LifecycleNoncurrentExpiration {
+	if x != nil {
+		return x.NoncurrentExpiration
+	}
+	return nil
+}
+
+func (x *LifecycleRule) GetAbortDays() uint32 {
+	if x != nil {
+		return x.AbortDays
+	}
+	return 0
+}
+
+// LifecycleFilter: all that is there must match. Nothing matches everything.
+type LifecycleFilter struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Prefix         string                 `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"`
+	Tags           []*KV                  `protobuf:"bytes,2,rep,name=tags,proto3" json:"tags,omitempty"`
+	SizeGreater    uint64                 `protobuf:"varint,3,opt,name=size_greater,json=sizeGreater,proto3" json:"size_greater,omitempty"` // bytes; with has_size_greater
+	SizeLess       uint64                 `protobuf:"varint,4,opt,name=size_less,json=sizeLess,proto3" json:"size_less,omitempty"`          // bytes; with has_size_less
+	HasSizeGreater bool                   `protobuf:"varint,5,opt,name=has_size_greater,json=hasSizeGreater,proto3" json:"has_size_greater,omitempty"`
+	HasSizeLess    bool                   `protobuf:"varint,6,opt,name=has_size_less,json=hasSizeLess,proto3" json:"has_size_less,omitempty"`
+	// How it was written, for who reads it back.
+	InRule        bool `protobuf:"varint,7,opt,name=in_rule,json=inRule,proto3" json:"in_rule,omitempty"`          // as the rule's old Prefix
+	InAnd         bool `protobuf:"varint,8,opt,name=in_and,json=inAnd,proto3" json:"in_and,omitempty"`             // inside And
+	HasPrefix     bool `protobuf:"varint,9,opt,name=has_prefix,json=hasPrefix,proto3" json:"has_prefix,omitempty"` // the element was there, though it may be empty
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LifecycleFilter) Reset() {
+	*x = LifecycleFilter{}
+	mi := &file_proto_metapb_meta_proto_msgTypes[64]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LifecycleFilter) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LifecycleFilter) ProtoMessage() {}
+
+func (x *LifecycleFilter) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_metapb_meta_proto_msgTypes[64]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LifecycleFilter.ProtoReflect.Descriptor instead.
+func (*LifecycleFilter) Descriptor() ([]byte, []int) {
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{64}
+}
+
+func (x *LifecycleFilter) GetPrefix() string {
+	if x != nil {
+		return x.Prefix
+	}
+	return ""
+}
+
+func (x *LifecycleFilter) GetTags() []*KV {
+	if x != nil {
+		return x.Tags
+	}
+	return nil
+}
+
+func (x *LifecycleFilter) GetSizeGreater() uint64 {
+	if x != nil {
+		return x.SizeGreater
+	}
+	return 0
+}
+
+func (x *LifecycleFilter) GetSizeLess() uint64 {
+	if x != nil {
+		return x.SizeLess
+	}
+	return 0
+}
+
+func (x *LifecycleFilter) GetHasSizeGreater() bool {
+	if x != nil {
+		return x.HasSizeGreater
+	}
+	return false
+}
+
+func (x *LifecycleFilter) GetHasSizeLess() bool {
+	if x != nil {
+		return x.HasSizeLess
+	}
+	return false
+}
+
+func (x *LifecycleFilter) GetInRule() bool {
+	if x != nil {
+		return x.InRule
+	}
+	return false
+}
+
+func (x *LifecycleFilter) GetInAnd() bool {
+	if x != nil {
+		return x.InAnd
+	}
+	return false
+}
+
+func (x *LifecycleFilter) GetHasPrefix() bool {
+	if x != nil {
+		return x.HasPrefix
+	}
+	return false
+}
+
+type LifecycleTransition struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Days            uint32                 `protobuf:"varint,1,opt,name=days,proto3" json:"days,omitempty"`                   // after creation, or after it became noncurrent; with date_ms 0
+	DateMs          int64                  `protobuf:"varint,2,opt,name=date_ms,json=dateMs,proto3" json:"date_ms,omitempty"` // midnight UTC
+	StorageClass    string                 `protobuf:"bytes,3,opt,name=storage_class,json=storageClass,proto3" json:"storage_class,omitempty"`
+	NewerNoncurrent uint32                 `protobuf:"varint,4,opt,name=newer_noncurrent,json=newerNoncurrent,proto3" json:"newer_noncurrent,omitempty"` // keep so many newer noncurrent versions where they are
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *LifecycleTransition) Reset() {
+	*x = LifecycleTransition{}
+	mi := &file_proto_metapb_meta_proto_msgTypes[65]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LifecycleTransition) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LifecycleTransition) ProtoMessage() {}
+
+func (x *LifecycleTransition) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_metapb_meta_proto_msgTypes[65]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LifecycleTransition.ProtoReflect.Descriptor instead.
+func (*LifecycleTransition) Descriptor() ([]byte, []int) {
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{65}
+}
+
+func (x *LifecycleTransition) GetDays() uint32 {
+	if x != nil {
+		return x.Days
+	}
+	return 0
+}
+
+func (x *LifecycleTransition) GetDateMs() int64 {
+	if x != nil {
+		return x.DateMs
+	}
+	return 0
+}
+
+func (x *LifecycleTransition) GetStorageClass() string {
+	if x != nil {
+		return x.StorageClass
+	}
+	return ""
+}
+
+func (x *LifecycleTransition) GetNewerNoncurrent() uint32 {
+	if x != nil {
+		return x.NewerNoncurrent
+	}
+	return 0
+}
+
+type LifecycleExpiration struct {
+	state               protoimpl.MessageState `protogen:"open.v1"`
+	Days                uint32                 `protobuf:"varint,1,opt,name=days,proto3" json:"days,omitempty"` // one of the three
+	DateMs              int64                  `protobuf:"varint,2,opt,name=date_ms,json=dateMs,proto3" json:"date_ms,omitempty"`
+	ExpiredDeleteMarker bool                   `protobuf:"varint,3,opt,name=expired_delete_marker,json=expiredDeleteMarker,proto3" json:"expired_delete_marker,omitempty"`
+	unknownFields       protoimpl.UnknownFields
+	sizeCache           protoimpl.SizeCache
+}
+
+func (x *LifecycleExpiration) Reset() {
+	*x = LifecycleExpiration{}
+	mi := &file_proto_metapb_meta_proto_msgTypes[66]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LifecycleExpiration) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LifecycleExpiration) ProtoMessage() {}
+
+func (x *LifecycleExpiration) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_metapb_meta_proto_msgTypes[66]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LifecycleExpiration.ProtoReflect.Descriptor instead.
+func (*LifecycleExpiration) Descriptor() ([]byte, []int) {
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{66}
+}
+
+func (x *LifecycleExpiration) GetDays() uint32 {
+	if x != nil {
+		return x.Days
+	}
+	return 0
+}
+
+func (x *LifecycleExpiration) GetDateMs() int64 {
+	if x != nil {
+		return x.DateMs
+	}
+	return 0
+}
+
+func (x *LifecycleExpiration) GetExpiredDeleteMarker() bool {
+	if x != nil {
+		return x.ExpiredDeleteMarker
+	}
+	return false
+}
+
+type LifecycleNoncurrentExpiration struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Days            uint32                 `protobuf:"varint,1,opt,name=days,proto3" json:"days,omitempty"`
+	NewerNoncurrent uint32                 `protobuf:"varint,2,opt,name=newer_noncurrent,json=newerNoncurrent,proto3" json:"newer_noncurrent,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *LifecycleNoncurrentExpiration) Reset() {
+	*x = LifecycleNoncurrentExpiration{}
+	mi := &file_proto_metapb_meta_proto_msgTypes[67]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LifecycleNoncurrentExpiration) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LifecycleNoncurrentExpiration) ProtoMessage() {}
+
+func (x *LifecycleNoncurrentExpiration) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_metapb_meta_proto_msgTypes[67]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LifecycleNoncurrentExpiration.ProtoReflect.Descriptor instead.
+func (*LifecycleNoncurrentExpiration) Descriptor() ([]byte, []int) {
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{67}
+}
+
+func (x *LifecycleNoncurrentExpiration) GetDays() uint32 {
+	if x != nil {
+		return x.Days
+	}
+	return 0
+}
+
+func (x *LifecycleNoncurrentExpiration) GetNewerNoncurrent() uint32 {
+	if x != nil {
+		return x.NewerNoncurrent
+	}
+	return 0
+}
+
 // PublicAccessBlock is S3's configuration of that name.
 type PublicAccessBlock struct {
 	state                 protoimpl.MessageState `protogen:"open.v1"`
@@ -5327,7 +6015,7 @@ type PublicAccessBlock struct {
 
 func (x *PublicAccessBlock) Reset() {
 	*x = PublicAccessBlock{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[60]
+	mi := &file_proto_metapb_meta_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5339,7 +6027,7 @@ func (x *PublicAccessBlock) String() string {
 func (*PublicAccessBlock) ProtoMessage() {}
 
 func (x *PublicAccessBlock) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[60]
+	mi := &file_proto_metapb_meta_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5352,7 +6040,7 @@ func (x *PublicAccessBlock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublicAccessBlock.ProtoReflect.Descriptor instead.
 func (*PublicAccessBlock) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{60}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *PublicAccessBlock) GetBlockPublicAcls() bool {
@@ -5395,7 +6083,7 @@ type BucketLock struct {
 
 func (x *BucketLock) Reset() {
 	*x = BucketLock{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[61]
+	mi := &file_proto_metapb_meta_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5407,7 +6095,7 @@ func (x *BucketLock) String() string {
 func (*BucketLock) ProtoMessage() {}
 
 func (x *BucketLock) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[61]
+	mi := &file_proto_metapb_meta_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5420,7 +6108,7 @@ func (x *BucketLock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BucketLock.ProtoReflect.Descriptor instead.
 func (*BucketLock) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{61}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *BucketLock) GetMode() string {
@@ -5460,7 +6148,7 @@ type SysStore struct {
 
 func (x *SysStore) Reset() {
 	*x = SysStore{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[62]
+	mi := &file_proto_metapb_meta_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5472,7 +6160,7 @@ func (x *SysStore) String() string {
 func (*SysStore) ProtoMessage() {}
 
 func (x *SysStore) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[62]
+	mi := &file_proto_metapb_meta_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5485,7 +6173,7 @@ func (x *SysStore) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SysStore.ProtoReflect.Descriptor instead.
 func (*SysStore) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{62}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *SysStore) GetFormat() uint32 {
@@ -5582,7 +6270,7 @@ type SysCommand struct {
 
 func (x *SysCommand) Reset() {
 	*x = SysCommand{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[63]
+	mi := &file_proto_metapb_meta_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5594,7 +6282,7 @@ func (x *SysCommand) String() string {
 func (*SysCommand) ProtoMessage() {}
 
 func (x *SysCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[63]
+	mi := &file_proto_metapb_meta_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5607,7 +6295,7 @@ func (x *SysCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SysCommand.ProtoReflect.Descriptor instead.
 func (*SysCommand) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{63}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *SysCommand) GetVersion() uint32 {
@@ -6016,7 +6704,7 @@ type InitStoreOp struct {
 
 func (x *InitStoreOp) Reset() {
 	*x = InitStoreOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[64]
+	mi := &file_proto_metapb_meta_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6028,7 +6716,7 @@ func (x *InitStoreOp) String() string {
 func (*InitStoreOp) ProtoMessage() {}
 
 func (x *InitStoreOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[64]
+	mi := &file_proto_metapb_meta_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6041,7 +6729,7 @@ func (x *InitStoreOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InitStoreOp.ProtoReflect.Descriptor instead.
 func (*InitStoreOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{64}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *InitStoreOp) GetStoreId() string {
@@ -6095,7 +6783,7 @@ type PutDriveOp struct {
 
 func (x *PutDriveOp) Reset() {
 	*x = PutDriveOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[65]
+	mi := &file_proto_metapb_meta_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6107,7 +6795,7 @@ func (x *PutDriveOp) String() string {
 func (*PutDriveOp) ProtoMessage() {}
 
 func (x *PutDriveOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[65]
+	mi := &file_proto_metapb_meta_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6120,7 +6808,7 @@ func (x *PutDriveOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutDriveOp.ProtoReflect.Descriptor instead.
 func (*PutDriveOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{65}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *PutDriveOp) GetDrive() *SysDrive {
@@ -6140,7 +6828,7 @@ type SetDriveStateOp struct {
 
 func (x *SetDriveStateOp) Reset() {
 	*x = SetDriveStateOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[66]
+	mi := &file_proto_metapb_meta_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6152,7 +6840,7 @@ func (x *SetDriveStateOp) String() string {
 func (*SetDriveStateOp) ProtoMessage() {}
 
 func (x *SetDriveStateOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[66]
+	mi := &file_proto_metapb_meta_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6165,7 +6853,7 @@ func (x *SetDriveStateOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetDriveStateOp.ProtoReflect.Descriptor instead.
 func (*SetDriveStateOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{66}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *SetDriveStateOp) GetDrive() []byte {
@@ -6192,7 +6880,7 @@ type ReplaceDriveOp struct {
 
 func (x *ReplaceDriveOp) Reset() {
 	*x = ReplaceDriveOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[67]
+	mi := &file_proto_metapb_meta_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6204,7 +6892,7 @@ func (x *ReplaceDriveOp) String() string {
 func (*ReplaceDriveOp) ProtoMessage() {}
 
 func (x *ReplaceDriveOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[67]
+	mi := &file_proto_metapb_meta_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6217,7 +6905,7 @@ func (x *ReplaceDriveOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplaceDriveOp.ProtoReflect.Descriptor instead.
 func (*ReplaceDriveOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{67}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *ReplaceDriveOp) GetOld() []byte {
@@ -6243,7 +6931,7 @@ type PutPGsOp struct {
 
 func (x *PutPGsOp) Reset() {
 	*x = PutPGsOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[68]
+	mi := &file_proto_metapb_meta_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6255,7 +6943,7 @@ func (x *PutPGsOp) String() string {
 func (*PutPGsOp) ProtoMessage() {}
 
 func (x *PutPGsOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[68]
+	mi := &file_proto_metapb_meta_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6268,7 +6956,7 @@ func (x *PutPGsOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutPGsOp.ProtoReflect.Descriptor instead.
 func (*PutPGsOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{68}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *PutPGsOp) GetPgs() []*SysPG {
@@ -6288,7 +6976,7 @@ type UpdatePGOp struct {
 
 func (x *UpdatePGOp) Reset() {
 	*x = UpdatePGOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[69]
+	mi := &file_proto_metapb_meta_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6300,7 +6988,7 @@ func (x *UpdatePGOp) String() string {
 func (*UpdatePGOp) ProtoMessage() {}
 
 func (x *UpdatePGOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[69]
+	mi := &file_proto_metapb_meta_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6313,7 +7001,7 @@ func (x *UpdatePGOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdatePGOp.ProtoReflect.Descriptor instead.
 func (*UpdatePGOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{69}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *UpdatePGOp) GetPg() *SysPG {
@@ -6339,7 +7027,7 @@ type PutGroupOp struct {
 
 func (x *PutGroupOp) Reset() {
 	*x = PutGroupOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[70]
+	mi := &file_proto_metapb_meta_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6351,7 +7039,7 @@ func (x *PutGroupOp) String() string {
 func (*PutGroupOp) ProtoMessage() {}
 
 func (x *PutGroupOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[70]
+	mi := &file_proto_metapb_meta_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6364,7 +7052,7 @@ func (x *PutGroupOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutGroupOp.ProtoReflect.Descriptor instead.
 func (*PutGroupOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{70}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *PutGroupOp) GetGroup() *SysGroup {
@@ -6383,7 +7071,7 @@ type CreateBucketOp struct {
 
 func (x *CreateBucketOp) Reset() {
 	*x = CreateBucketOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[71]
+	mi := &file_proto_metapb_meta_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6395,7 +7083,7 @@ func (x *CreateBucketOp) String() string {
 func (*CreateBucketOp) ProtoMessage() {}
 
 func (x *CreateBucketOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[71]
+	mi := &file_proto_metapb_meta_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6408,7 +7096,7 @@ func (x *CreateBucketOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateBucketOp.ProtoReflect.Descriptor instead.
 func (*CreateBucketOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{71}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *CreateBucketOp) GetBucket() *SysBucket {
@@ -6430,7 +7118,7 @@ type SetBucketStateOp struct {
 
 func (x *SetBucketStateOp) Reset() {
 	*x = SetBucketStateOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[72]
+	mi := &file_proto_metapb_meta_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6442,7 +7130,7 @@ func (x *SetBucketStateOp) String() string {
 func (*SetBucketStateOp) ProtoMessage() {}
 
 func (x *SetBucketStateOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[72]
+	mi := &file_proto_metapb_meta_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6455,7 +7143,7 @@ func (x *SetBucketStateOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetBucketStateOp.ProtoReflect.Descriptor instead.
 func (*SetBucketStateOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{72}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *SetBucketStateOp) GetBucket() uint64 {
@@ -6495,7 +7183,7 @@ type RemoveBucketOp struct {
 
 func (x *RemoveBucketOp) Reset() {
 	*x = RemoveBucketOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[73]
+	mi := &file_proto_metapb_meta_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6507,7 +7195,7 @@ func (x *RemoveBucketOp) String() string {
 func (*RemoveBucketOp) ProtoMessage() {}
 
 func (x *RemoveBucketOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[73]
+	mi := &file_proto_metapb_meta_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6520,7 +7208,7 @@ func (x *RemoveBucketOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveBucketOp.ProtoReflect.Descriptor instead.
 func (*RemoveBucketOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{73}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *RemoveBucketOp) GetBucket() uint64 {
@@ -6531,7 +7219,7 @@ func (x *RemoveBucketOp) GetBucket() uint64 {
 }
 
 // SetBucketConfigOp changes what it names of an active bucket's configuration; BucketBusy while the bucket is being created or
-// deleted, InvalidState if what there is forbids it. What ranges decide by (versioning and lock) raises the bucket's
+// deleted, InvalidState if what there is forbids it. What ranges decide by (versioning, lock and lifecycle) raises the bucket's
 // generation, and the bucket is pending until BucketRowsDone says that every range has the row of that generation.
 type SetBucketConfigOp struct {
 	state             protoimpl.MessageState `protogen:"open.v1"`
@@ -6541,13 +7229,14 @@ type SetBucketConfigOp struct {
 	Tags              *Tags                  `protobuf:"bytes,4,opt,name=tags,proto3" json:"tags,omitempty"`
 	PublicAccessBlock *SetPublicAccessBlock  `protobuf:"bytes,5,opt,name=public_access_block,json=publicAccessBlock,proto3" json:"public_access_block,omitempty"`
 	OwnershipControls *SetOwnershipControls  `protobuf:"bytes,6,opt,name=ownership_controls,json=ownershipControls,proto3" json:"ownership_controls,omitempty"`
+	Lifecycle         *SetLifecycle          `protobuf:"bytes,7,opt,name=lifecycle,proto3" json:"lifecycle,omitempty"`
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
 
 func (x *SetBucketConfigOp) Reset() {
 	*x = SetBucketConfigOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[74]
+	mi := &file_proto_metapb_meta_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6559,7 +7248,7 @@ func (x *SetBucketConfigOp) String() string {
 func (*SetBucketConfigOp) ProtoMessage() {}
 
 func (x *SetBucketConfigOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[74]
+	mi := &file_proto_metapb_meta_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6572,7 +7261,7 @@ func (x *SetBucketConfigOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetBucketConfigOp.ProtoReflect.Descriptor instead.
 func (*SetBucketConfigOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{74}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *SetBucketConfigOp) GetBucket() uint64 {
@@ -6617,6 +7306,57 @@ func (x *SetBucketConfigOp) GetOwnershipControls() *SetOwnershipControls {
 	return nil
 }
 
+func (x *SetBucketConfigOp) GetLifecycle() *SetLifecycle {
+	if x != nil {
+		return x.Lifecycle
+	}
+	return nil
+}
+
+type SetLifecycle struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Config        *LifecycleConfig       `protobuf:"bytes,1,opt,name=config,proto3" json:"config,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetLifecycle) Reset() {
+	*x = SetLifecycle{}
+	mi := &file_proto_metapb_meta_proto_msgTypes[83]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetLifecycle) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetLifecycle) ProtoMessage() {}
+
+func (x *SetLifecycle) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_metapb_meta_proto_msgTypes[83]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetLifecycle.ProtoReflect.Descriptor instead.
+func (*SetLifecycle) Descriptor() ([]byte, []int) {
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{83}
+}
+
+func (x *SetLifecycle) GetConfig() *LifecycleConfig {
+	if x != nil {
+		return x.Config
+	}
+	return nil
+}
+
 type SetPublicAccessBlock struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Block         *PublicAccessBlock     `protobuf:"bytes,1,opt,name=block,proto3" json:"block,omitempty"`
@@ -6626,7 +7366,7 @@ type SetPublicAccessBlock struct {
 
 func (x *SetPublicAccessBlock) Reset() {
 	*x = SetPublicAccessBlock{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[75]
+	mi := &file_proto_metapb_meta_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6638,7 +7378,7 @@ func (x *SetPublicAccessBlock) String() string {
 func (*SetPublicAccessBlock) ProtoMessage() {}
 
 func (x *SetPublicAccessBlock) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[75]
+	mi := &file_proto_metapb_meta_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6651,7 +7391,7 @@ func (x *SetPublicAccessBlock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetPublicAccessBlock.ProtoReflect.Descriptor instead.
 func (*SetPublicAccessBlock) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{75}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *SetPublicAccessBlock) GetBlock() *PublicAccessBlock {
@@ -6670,7 +7410,7 @@ type SetOwnershipControls struct {
 
 func (x *SetOwnershipControls) Reset() {
 	*x = SetOwnershipControls{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[76]
+	mi := &file_proto_metapb_meta_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6682,7 +7422,7 @@ func (x *SetOwnershipControls) String() string {
 func (*SetOwnershipControls) ProtoMessage() {}
 
 func (x *SetOwnershipControls) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[76]
+	mi := &file_proto_metapb_meta_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6695,7 +7435,7 @@ func (x *SetOwnershipControls) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetOwnershipControls.ProtoReflect.Descriptor instead.
 func (*SetOwnershipControls) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{76}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *SetOwnershipControls) GetDeleted() bool {
@@ -6715,7 +7455,7 @@ type BucketRowsDoneOp struct {
 
 func (x *BucketRowsDoneOp) Reset() {
 	*x = BucketRowsDoneOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[77]
+	mi := &file_proto_metapb_meta_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6727,7 +7467,7 @@ func (x *BucketRowsDoneOp) String() string {
 func (*BucketRowsDoneOp) ProtoMessage() {}
 
 func (x *BucketRowsDoneOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[77]
+	mi := &file_proto_metapb_meta_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6740,7 +7480,7 @@ func (x *BucketRowsDoneOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BucketRowsDoneOp.ProtoReflect.Descriptor instead.
 func (*BucketRowsDoneOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{77}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *BucketRowsDoneOp) GetBucket() uint64 {
@@ -6767,7 +7507,7 @@ type DriveStartedOp struct {
 
 func (x *DriveStartedOp) Reset() {
 	*x = DriveStartedOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[78]
+	mi := &file_proto_metapb_meta_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6779,7 +7519,7 @@ func (x *DriveStartedOp) String() string {
 func (*DriveStartedOp) ProtoMessage() {}
 
 func (x *DriveStartedOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[78]
+	mi := &file_proto_metapb_meta_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6792,7 +7532,7 @@ func (x *DriveStartedOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DriveStartedOp.ProtoReflect.Descriptor instead.
 func (*DriveStartedOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{78}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *DriveStartedOp) GetDrive() []byte {
@@ -6819,7 +7559,7 @@ type AddNodeOp struct {
 
 func (x *AddNodeOp) Reset() {
 	*x = AddNodeOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[79]
+	mi := &file_proto_metapb_meta_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6831,7 +7571,7 @@ func (x *AddNodeOp) String() string {
 func (*AddNodeOp) ProtoMessage() {}
 
 func (x *AddNodeOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[79]
+	mi := &file_proto_metapb_meta_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6844,7 +7584,7 @@ func (x *AddNodeOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddNodeOp.ProtoReflect.Descriptor instead.
 func (*AddNodeOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{79}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *AddNodeOp) GetNode() *SysNode {
@@ -6875,7 +7615,7 @@ type NodeStartedOp struct {
 
 func (x *NodeStartedOp) Reset() {
 	*x = NodeStartedOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[80]
+	mi := &file_proto_metapb_meta_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6887,7 +7627,7 @@ func (x *NodeStartedOp) String() string {
 func (*NodeStartedOp) ProtoMessage() {}
 
 func (x *NodeStartedOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[80]
+	mi := &file_proto_metapb_meta_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6900,7 +7640,7 @@ func (x *NodeStartedOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStartedOp.ProtoReflect.Descriptor instead.
 func (*NodeStartedOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{80}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *NodeStartedOp) GetNode() string {
@@ -6954,7 +7694,7 @@ type NodesDownOp struct {
 
 func (x *NodesDownOp) Reset() {
 	*x = NodesDownOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[81]
+	mi := &file_proto_metapb_meta_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6966,7 +7706,7 @@ func (x *NodesDownOp) String() string {
 func (*NodesDownOp) ProtoMessage() {}
 
 func (x *NodesDownOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[81]
+	mi := &file_proto_metapb_meta_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6979,7 +7719,7 @@ func (x *NodesDownOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodesDownOp.ProtoReflect.Descriptor instead.
 func (*NodesDownOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{81}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *NodesDownOp) GetNodes() []*NodeRef {
@@ -6999,7 +7739,7 @@ type NodeRef struct {
 
 func (x *NodeRef) Reset() {
 	*x = NodeRef{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[82]
+	mi := &file_proto_metapb_meta_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7011,7 +7751,7 @@ func (x *NodeRef) String() string {
 func (*NodeRef) ProtoMessage() {}
 
 func (x *NodeRef) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[82]
+	mi := &file_proto_metapb_meta_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7024,7 +7764,7 @@ func (x *NodeRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeRef.ProtoReflect.Descriptor instead.
 func (*NodeRef) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{82}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *NodeRef) GetNode() string {
@@ -7051,7 +7791,7 @@ type LeaveNodeOp struct {
 
 func (x *LeaveNodeOp) Reset() {
 	*x = LeaveNodeOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[83]
+	mi := &file_proto_metapb_meta_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7063,7 +7803,7 @@ func (x *LeaveNodeOp) String() string {
 func (*LeaveNodeOp) ProtoMessage() {}
 
 func (x *LeaveNodeOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[83]
+	mi := &file_proto_metapb_meta_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7076,7 +7816,7 @@ func (x *LeaveNodeOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaveNodeOp.ProtoReflect.Descriptor instead.
 func (*LeaveNodeOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{83}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *LeaveNodeOp) GetNode() string {
@@ -7102,7 +7842,7 @@ type RemoveNodeOp struct {
 
 func (x *RemoveNodeOp) Reset() {
 	*x = RemoveNodeOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[84]
+	mi := &file_proto_metapb_meta_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7114,7 +7854,7 @@ func (x *RemoveNodeOp) String() string {
 func (*RemoveNodeOp) ProtoMessage() {}
 
 func (x *RemoveNodeOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[84]
+	mi := &file_proto_metapb_meta_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7127,7 +7867,7 @@ func (x *RemoveNodeOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeOp.ProtoReflect.Descriptor instead.
 func (*RemoveNodeOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{84}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *RemoveNodeOp) GetNode() string {
@@ -7147,7 +7887,7 @@ type PutTokenOp struct {
 
 func (x *PutTokenOp) Reset() {
 	*x = PutTokenOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[85]
+	mi := &file_proto_metapb_meta_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7159,7 +7899,7 @@ func (x *PutTokenOp) String() string {
 func (*PutTokenOp) ProtoMessage() {}
 
 func (x *PutTokenOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[85]
+	mi := &file_proto_metapb_meta_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7172,7 +7912,7 @@ func (x *PutTokenOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutTokenOp.ProtoReflect.Descriptor instead.
 func (*PutTokenOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{85}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *PutTokenOp) GetId() []byte {
@@ -7199,7 +7939,7 @@ type PutCAOp struct {
 
 func (x *PutCAOp) Reset() {
 	*x = PutCAOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[86]
+	mi := &file_proto_metapb_meta_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7211,7 +7951,7 @@ func (x *PutCAOp) String() string {
 func (*PutCAOp) ProtoMessage() {}
 
 func (x *PutCAOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[86]
+	mi := &file_proto_metapb_meta_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7224,7 +7964,7 @@ func (x *PutCAOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutCAOp.ProtoReflect.Descriptor instead.
 func (*PutCAOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{86}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *PutCAOp) GetSealed() []byte {
@@ -7252,7 +7992,7 @@ type SetReplicasOp struct {
 
 func (x *SetReplicasOp) Reset() {
 	*x = SetReplicasOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[87]
+	mi := &file_proto_metapb_meta_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7264,7 +8004,7 @@ func (x *SetReplicasOp) String() string {
 func (*SetReplicasOp) ProtoMessage() {}
 
 func (x *SetReplicasOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[87]
+	mi := &file_proto_metapb_meta_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7277,7 +8017,7 @@ func (x *SetReplicasOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetReplicasOp.ProtoReflect.Descriptor instead.
 func (*SetReplicasOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{87}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *SetReplicasOp) GetGroup() uint64 {
@@ -7311,7 +8051,7 @@ type ReplicaLostOp struct {
 
 func (x *ReplicaLostOp) Reset() {
 	*x = ReplicaLostOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[88]
+	mi := &file_proto_metapb_meta_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7323,7 +8063,7 @@ func (x *ReplicaLostOp) String() string {
 func (*ReplicaLostOp) ProtoMessage() {}
 
 func (x *ReplicaLostOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[88]
+	mi := &file_proto_metapb_meta_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7336,7 +8076,7 @@ func (x *ReplicaLostOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicaLostOp.ProtoReflect.Descriptor instead.
 func (*ReplicaLostOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{88}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *ReplicaLostOp) GetGroup() uint64 {
@@ -7361,7 +8101,7 @@ type NewGroupOp struct {
 
 func (x *NewGroupOp) Reset() {
 	*x = NewGroupOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[89]
+	mi := &file_proto_metapb_meta_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7373,7 +8113,7 @@ func (x *NewGroupOp) String() string {
 func (*NewGroupOp) ProtoMessage() {}
 
 func (x *NewGroupOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[89]
+	mi := &file_proto_metapb_meta_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7386,7 +8126,7 @@ func (x *NewGroupOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NewGroupOp.ProtoReflect.Descriptor instead.
 func (*NewGroupOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{89}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{98}
 }
 
 type PutRangesOp struct {
@@ -7398,7 +8138,7 @@ type PutRangesOp struct {
 
 func (x *PutRangesOp) Reset() {
 	*x = PutRangesOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[90]
+	mi := &file_proto_metapb_meta_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7410,7 +8150,7 @@ func (x *PutRangesOp) String() string {
 func (*PutRangesOp) ProtoMessage() {}
 
 func (x *PutRangesOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[90]
+	mi := &file_proto_metapb_meta_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7423,7 +8163,7 @@ func (x *PutRangesOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutRangesOp.ProtoReflect.Descriptor instead.
 func (*PutRangesOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{90}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *PutRangesOp) GetRanges() []*SysGroup {
@@ -7450,7 +8190,7 @@ type SysResult struct {
 
 func (x *SysResult) Reset() {
 	*x = SysResult{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[91]
+	mi := &file_proto_metapb_meta_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7462,7 +8202,7 @@ func (x *SysResult) String() string {
 func (*SysResult) ProtoMessage() {}
 
 func (x *SysResult) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[91]
+	mi := &file_proto_metapb_meta_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7475,7 +8215,7 @@ func (x *SysResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SysResult.ProtoReflect.Descriptor instead.
 func (*SysResult) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{91}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *SysResult) GetKind() uint32 {
@@ -7735,7 +8475,7 @@ const file_proto_metapb_meta_proto_rawDesc = "" +
 	"\rif_none_match\x18\x02 \x03(\tR\vifNoneMatch\x12/\n" +
 	"\x14if_match_modified_ms\x18\x03 \x01(\x03R\x11ifMatchModifiedMs\x12\"\n" +
 	"\rif_match_size\x18\x04 \x01(\x03R\vifMatchSize\x12$\n" +
-	"\x0ehas_match_size\x18\x05 \x01(\bR\fhasMatchSize\"\x95\n" +
+	"\x0ehas_match_size\x18\x05 \x01(\bR\fhasMatchSize\"\xc8\n" +
 	"\n" +
 	"\fRangeCommand\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x0e\n" +
@@ -7755,7 +8495,8 @@ const file_proto_metapb_meta_proto_rawDesc = "" +
 	"\x0fcomplete_upload\x18\x11 \x01(\v2\x1f.cairn.meta.v1.CompleteUploadOpH\x00R\x0ecompleteUpload\x12A\n" +
 	"\fabort_upload\x18\x12 \x01(\v2\x1c.cairn.meta.v1.AbortUploadOpH\x00R\vabortUpload\x12A\n" +
 	"\frewrite_data\x18\x13 \x01(\v2\x1c.cairn.meta.v1.RewriteDataOpH\x00R\vrewriteData\x12G\n" +
-	"\x0eupdate_version\x18\x1c \x01(\v2\x1e.cairn.meta.v1.UpdateVersionOpH\x00R\rupdateVersion\x12A\n" +
+	"\x0eupdate_version\x18\x1c \x01(\v2\x1e.cairn.meta.v1.UpdateVersionOpH\x00R\rupdateVersion\x121\n" +
+	"\x06expire\x18\x1d \x01(\v2\x17.cairn.meta.v1.ExpireOpH\x00R\x06expire\x12A\n" +
 	"\fdrop_garbage\x18\x14 \x01(\v2\x1c.cairn.meta.v1.DropGarbageOpH\x00R\vdropGarbage\x12D\n" +
 	"\rexpand_doomed\x18\x15 \x01(\v2\x1d.cairn.meta.v1.ExpandDoomedOpH\x00R\fexpandDoomed\x12.\n" +
 	"\x05sweep\x18\x16 \x01(\v2\x16.cairn.meta.v1.SweepOpH\x00R\x05sweep\x12>\n" +
@@ -7885,7 +8626,7 @@ const file_proto_metapb_meta_proto_rawDesc = "" +
 	"\tRetention\x12\x12\n" +
 	"\x04mode\x18\x01 \x01(\tR\x04mode\x12\x19\n" +
 	"\buntil_ms\x18\x02 \x01(\x03R\auntilMs\x12+\n" +
-	"\x11bypass_governance\x18\x03 \x01(\bR\x10bypassGovernance\"\xb8\x02\n" +
+	"\x11bypass_governance\x18\x03 \x01(\bR\x10bypassGovernance\"\x8a\x03\n" +
 	"\rRewriteDataOp\x12\x16\n" +
 	"\x06bucket\x18\x01 \x01(\x04R\x06bucket\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\fR\x03key\x12\x1f\n" +
@@ -7901,7 +8642,30 @@ const file_proto_metapb_meta_proto_rawDesc = "" +
 	"\x04data\x18\b \x01(\v2\x13.cairn.meta.v1.DataR\x04data\x121\n" +
 	"\arelease\x18\t \x03(\v2\x17.cairn.meta.v1.ChunkRefR\arelease\x12\x12\n" +
 	"\x04kept\x18\n" +
-	" \x03(\fR\x04kept\";\n" +
+	" \x03(\fR\x04kept\x12#\n" +
+	"\rstorage_class\x18\v \x01(\tR\fstorageClass\x12+\n" +
+	"\x11config_generation\x18\f \x01(\x04R\x10configGeneration\"\x85\x01\n" +
+	"\bExpireOp\x12\x16\n" +
+	"\x06bucket\x18\x01 \x01(\x04R\x06bucket\x12+\n" +
+	"\x11config_generation\x18\x02 \x01(\x04R\x10configGeneration\x124\n" +
+	"\aentries\x18\x03 \x03(\v2\x1a.cairn.meta.v1.ExpireEntryR\aentries\"\xaa\x02\n" +
+	"\vExpireEntry\x123\n" +
+	"\x04what\x18\x01 \x01(\x0e2\x1f.cairn.meta.v1.ExpireEntry.WhatR\x04what\x12\x10\n" +
+	"\x03key\x18\x02 \x01(\fR\x03key\x12\x1f\n" +
+	"\vversion_seq\x18\x03 \x01(\x04R\n" +
+	"versionSeq\x12#\n" +
+	"\rversion_nonce\x18\x04 \x01(\x06R\fversionNonce\x12!\n" +
+	"\fmarker_nonce\x18\x05 \x01(\x06R\vmarkerNonce\x12!\n" +
+	"\fmarker_owner\x18\x06 \x01(\tR\vmarkerOwner\"H\n" +
+	"\x04What\x12\v\n" +
+	"\aNOTHING\x10\x00\x12\v\n" +
+	"\aCURRENT\x10\x01\x12\x0e\n" +
+	"\n" +
+	"NONCURRENT\x10\x02\x12\n" +
+	"\n" +
+	"\x06MARKER\x10\x03\x12\n" +
+	"\n" +
+	"\x06UPLOAD\x10\x04\";\n" +
 	"\rDropGarbageOp\x12*\n" +
 	"\x03ids\x18\x01 \x03(\v2\x18.cairn.meta.v1.GarbageIDR\x03ids\"+\n" +
 	"\tGarbageID\x12\x10\n" +
@@ -8005,7 +8769,7 @@ const file_proto_metapb_meta_proto_rawDesc = "" +
 	"\x05nodes\x18\x02 \x03(\v2\x16.cairn.meta.v1.SysNodeR\x05nodes\x12/\n" +
 	"\x06drives\x18\x03 \x03(\v2\x17.cairn.meta.v1.SysDriveR\x06drives\x12&\n" +
 	"\x03pgs\x18\x04 \x03(\v2\x14.cairn.meta.v1.SysPGR\x03pgs\x12/\n" +
-	"\x06groups\x18\x05 \x03(\v2\x17.cairn.meta.v1.SysGroupR\x06groups\"\xc7\x04\n" +
+	"\x06groups\x18\x05 \x03(\v2\x17.cairn.meta.v1.SysGroupR\x06groups\"\x85\x05\n" +
 	"\tSysBucket\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\x04R\x02id\x12\x12\n" +
@@ -8028,7 +8792,46 @@ const file_proto_metapb_meta_proto_rawDesc = "" +
 	"\fdefault_lock\x18\f \x01(\v2\x19.cairn.meta.v1.BucketLockR\vdefaultLock\x12%\n" +
 	"\x04tags\x18\r \x03(\v2\x11.cairn.meta.v1.KVR\x04tags\x12P\n" +
 	"\x13public_access_block\x18\x0e \x01(\v2 .cairn.meta.v1.PublicAccessBlockR\x11publicAccessBlock\x122\n" +
-	"\x15no_ownership_controls\x18\x0f \x01(\bR\x13noOwnershipControls\"\xd5\x01\n" +
+	"\x15no_ownership_controls\x18\x0f \x01(\bR\x13noOwnershipControls\x12<\n" +
+	"\tlifecycle\x18\x10 \x01(\v2\x1e.cairn.meta.v1.LifecycleConfigR\tlifecycle\"|\n" +
+	"\x0fLifecycleConfig\x122\n" +
+	"\x05rules\x18\x01 \x03(\v2\x1c.cairn.meta.v1.LifecycleRuleR\x05rules\x125\n" +
+	"\x17varies_by_storage_class\x18\x02 \x01(\bR\x14variesByStorageClass\"\xda\x03\n" +
+	"\rLifecycleRule\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1a\n" +
+	"\bdisabled\x18\x02 \x01(\bR\bdisabled\x126\n" +
+	"\x06filter\x18\x03 \x01(\v2\x1e.cairn.meta.v1.LifecycleFilterR\x06filter\x12D\n" +
+	"\vtransitions\x18\x04 \x03(\v2\".cairn.meta.v1.LifecycleTransitionR\vtransitions\x12Y\n" +
+	"\x16noncurrent_transitions\x18\x05 \x03(\v2\".cairn.meta.v1.LifecycleTransitionR\x15noncurrentTransitions\x12B\n" +
+	"\n" +
+	"expiration\x18\x06 \x01(\v2\".cairn.meta.v1.LifecycleExpirationR\n" +
+	"expiration\x12a\n" +
+	"\x15noncurrent_expiration\x18\a \x01(\v2,.cairn.meta.v1.LifecycleNoncurrentExpirationR\x14noncurrentExpiration\x12\x1d\n" +
+	"\n" +
+	"abort_days\x18\b \x01(\rR\tabortDays\"\xad\x02\n" +
+	"\x0fLifecycleFilter\x12\x16\n" +
+	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12%\n" +
+	"\x04tags\x18\x02 \x03(\v2\x11.cairn.meta.v1.KVR\x04tags\x12!\n" +
+	"\fsize_greater\x18\x03 \x01(\x04R\vsizeGreater\x12\x1b\n" +
+	"\tsize_less\x18\x04 \x01(\x04R\bsizeLess\x12(\n" +
+	"\x10has_size_greater\x18\x05 \x01(\bR\x0ehasSizeGreater\x12\"\n" +
+	"\rhas_size_less\x18\x06 \x01(\bR\vhasSizeLess\x12\x17\n" +
+	"\ain_rule\x18\a \x01(\bR\x06inRule\x12\x15\n" +
+	"\x06in_and\x18\b \x01(\bR\x05inAnd\x12\x1d\n" +
+	"\n" +
+	"has_prefix\x18\t \x01(\bR\thasPrefix\"\x92\x01\n" +
+	"\x13LifecycleTransition\x12\x12\n" +
+	"\x04days\x18\x01 \x01(\rR\x04days\x12\x17\n" +
+	"\adate_ms\x18\x02 \x01(\x03R\x06dateMs\x12#\n" +
+	"\rstorage_class\x18\x03 \x01(\tR\fstorageClass\x12)\n" +
+	"\x10newer_noncurrent\x18\x04 \x01(\rR\x0fnewerNoncurrent\"v\n" +
+	"\x13LifecycleExpiration\x12\x12\n" +
+	"\x04days\x18\x01 \x01(\rR\x04days\x12\x17\n" +
+	"\adate_ms\x18\x02 \x01(\x03R\x06dateMs\x122\n" +
+	"\x15expired_delete_marker\x18\x03 \x01(\bR\x13expiredDeleteMarker\"^\n" +
+	"\x1dLifecycleNoncurrentExpiration\x12\x12\n" +
+	"\x04days\x18\x01 \x01(\rR\x04days\x12)\n" +
+	"\x10newer_noncurrent\x18\x02 \x01(\rR\x0fnewerNoncurrent\"\xd5\x01\n" +
 	"\x11PublicAccessBlock\x12*\n" +
 	"\x11block_public_acls\x18\x01 \x01(\bR\x0fblockPublicAcls\x12,\n" +
 	"\x12ignore_public_acls\x18\x02 \x01(\bR\x10ignorePublicAcls\x12.\n" +
@@ -8120,7 +8923,7 @@ const file_proto_metapb_meta_proto_rawDesc = "" +
 	"\x02to\x18\x03 \x01(\x0e2\x1a.cairn.meta.v1.BucketStateR\x02to\x12#\n" +
 	"\rif_generation\x18\x04 \x01(\x04R\fifGeneration\"(\n" +
 	"\x0eRemoveBucketOp\x12\x16\n" +
-	"\x06bucket\x18\x01 \x01(\x04R\x06bucket\"\xe7\x02\n" +
+	"\x06bucket\x18\x01 \x01(\x04R\x06bucket\"\xa2\x03\n" +
 	"\x11SetBucketConfigOp\x12\x16\n" +
 	"\x06bucket\x18\x01 \x01(\x04R\x06bucket\x129\n" +
 	"\n" +
@@ -8129,7 +8932,10 @@ const file_proto_metapb_meta_proto_rawDesc = "" +
 	"\x04lock\x18\x03 \x01(\v2\x19.cairn.meta.v1.BucketLockR\x04lock\x12'\n" +
 	"\x04tags\x18\x04 \x01(\v2\x13.cairn.meta.v1.TagsR\x04tags\x12S\n" +
 	"\x13public_access_block\x18\x05 \x01(\v2#.cairn.meta.v1.SetPublicAccessBlockR\x11publicAccessBlock\x12R\n" +
-	"\x12ownership_controls\x18\x06 \x01(\v2#.cairn.meta.v1.SetOwnershipControlsR\x11ownershipControls\"N\n" +
+	"\x12ownership_controls\x18\x06 \x01(\v2#.cairn.meta.v1.SetOwnershipControlsR\x11ownershipControls\x129\n" +
+	"\tlifecycle\x18\a \x01(\v2\x1b.cairn.meta.v1.SetLifecycleR\tlifecycle\"F\n" +
+	"\fSetLifecycle\x126\n" +
+	"\x06config\x18\x01 \x01(\v2\x1e.cairn.meta.v1.LifecycleConfigR\x06config\"N\n" +
 	"\x14SetPublicAccessBlock\x126\n" +
 	"\x05block\x18\x01 \x01(\v2 .cairn.meta.v1.PublicAccessBlockR\x05block\"0\n" +
 	"\x14SetOwnershipControls\x12\x18\n" +
@@ -8229,235 +9035,258 @@ func file_proto_metapb_meta_proto_rawDescGZIP() []byte {
 	return file_proto_metapb_meta_proto_rawDescData
 }
 
-var file_proto_metapb_meta_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_proto_metapb_meta_proto_msgTypes = make([]protoimpl.MessageInfo, 92)
+var file_proto_metapb_meta_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
+var file_proto_metapb_meta_proto_msgTypes = make([]protoimpl.MessageInfo, 101)
 var file_proto_metapb_meta_proto_goTypes = []any{
-	(ChecksumAlgorithm)(0),       // 0: cairn.meta.v1.ChecksumAlgorithm
-	(Versioning)(0),              // 1: cairn.meta.v1.Versioning
-	(BucketState)(0),             // 2: cairn.meta.v1.BucketState
-	(*ChunkRef)(nil),             // 3: cairn.meta.v1.ChunkRef
-	(*Data)(nil),                 // 4: cairn.meta.v1.Data
-	(*Checksum)(nil),             // 5: cairn.meta.v1.Checksum
-	(*KV)(nil),                   // 6: cairn.meta.v1.KV
-	(*Tags)(nil),                 // 7: cairn.meta.v1.Tags
-	(*Attributes)(nil),           // 8: cairn.meta.v1.Attributes
-	(*ObjectRow)(nil),            // 9: cairn.meta.v1.ObjectRow
-	(*UploadRow)(nil),            // 10: cairn.meta.v1.UploadRow
-	(*PartRow)(nil),              // 11: cairn.meta.v1.PartRow
-	(*ManifestPart)(nil),         // 12: cairn.meta.v1.ManifestPart
-	(*ManifestRow)(nil),          // 13: cairn.meta.v1.ManifestRow
-	(*CompletedUploadRow)(nil),   // 14: cairn.meta.v1.CompletedUploadRow
-	(*BucketRow)(nil),            // 15: cairn.meta.v1.BucketRow
-	(*OutcomeRow)(nil),           // 16: cairn.meta.v1.OutcomeRow
-	(*DoomedRow)(nil),            // 17: cairn.meta.v1.DoomedRow
-	(*GarbageRow)(nil),           // 18: cairn.meta.v1.GarbageRow
-	(*RepairRow)(nil),            // 19: cairn.meta.v1.RepairRow
-	(*RangeDescriptor)(nil),      // 20: cairn.meta.v1.RangeDescriptor
-	(*PosPB)(nil),                // 21: cairn.meta.v1.PosPB
-	(*GroupClock)(nil),           // 22: cairn.meta.v1.GroupClock
-	(*CounterRow)(nil),           // 23: cairn.meta.v1.CounterRow
-	(*Conditions)(nil),           // 24: cairn.meta.v1.Conditions
-	(*RangeCommand)(nil),         // 25: cairn.meta.v1.RangeCommand
-	(*PutBucketOp)(nil),          // 26: cairn.meta.v1.PutBucketOp
-	(*FenceBucketOp)(nil),        // 27: cairn.meta.v1.FenceBucketOp
-	(*DropBucketOp)(nil),         // 28: cairn.meta.v1.DropBucketOp
-	(*SplitOp)(nil),              // 29: cairn.meta.v1.SplitOp
-	(*ChildReplica)(nil),         // 30: cairn.meta.v1.ChildReplica
-	(*ChildRow)(nil),             // 31: cairn.meta.v1.ChildRow
-	(*CheckBoundsOp)(nil),        // 32: cairn.meta.v1.CheckBoundsOp
-	(*JudgeBoundsOp)(nil),        // 33: cairn.meta.v1.JudgeBoundsOp
-	(*CheckRow)(nil),             // 34: cairn.meta.v1.CheckRow
-	(*PutObjectOp)(nil),          // 35: cairn.meta.v1.PutObjectOp
-	(*DeleteObjectsOp)(nil),      // 36: cairn.meta.v1.DeleteObjectsOp
-	(*DeleteEntry)(nil),          // 37: cairn.meta.v1.DeleteEntry
-	(*CreateUploadOp)(nil),       // 38: cairn.meta.v1.CreateUploadOp
-	(*PutPartOp)(nil),            // 39: cairn.meta.v1.PutPartOp
-	(*CompleteUploadOp)(nil),     // 40: cairn.meta.v1.CompleteUploadOp
-	(*AbortUploadOp)(nil),        // 41: cairn.meta.v1.AbortUploadOp
-	(*UpdateVersionOp)(nil),      // 42: cairn.meta.v1.UpdateVersionOp
-	(*Retention)(nil),            // 43: cairn.meta.v1.Retention
-	(*RewriteDataOp)(nil),        // 44: cairn.meta.v1.RewriteDataOp
-	(*DropGarbageOp)(nil),        // 45: cairn.meta.v1.DropGarbageOp
-	(*GarbageID)(nil),            // 46: cairn.meta.v1.GarbageID
-	(*ExpandDoomedOp)(nil),       // 47: cairn.meta.v1.ExpandDoomedOp
-	(*DoomedID)(nil),             // 48: cairn.meta.v1.DoomedID
-	(*SweepOp)(nil),              // 49: cairn.meta.v1.SweepOp
-	(*DropRepairOp)(nil),         // 50: cairn.meta.v1.DropRepairOp
-	(*RepairID)(nil),             // 51: cairn.meta.v1.RepairID
-	(*TickOp)(nil),               // 52: cairn.meta.v1.TickOp
-	(*RangeResult)(nil),          // 53: cairn.meta.v1.RangeResult
-	(*SysDrive)(nil),             // 54: cairn.meta.v1.SysDrive
-	(*SysPG)(nil),                // 55: cairn.meta.v1.SysPG
-	(*SysGroup)(nil),             // 56: cairn.meta.v1.SysGroup
-	(*SysReplica)(nil),           // 57: cairn.meta.v1.SysReplica
-	(*SysNode)(nil),              // 58: cairn.meta.v1.SysNode
-	(*SysToken)(nil),             // 59: cairn.meta.v1.SysToken
-	(*SysCA)(nil),                // 60: cairn.meta.v1.SysCA
-	(*SysTopology)(nil),          // 61: cairn.meta.v1.SysTopology
-	(*SysBucket)(nil),            // 62: cairn.meta.v1.SysBucket
-	(*PublicAccessBlock)(nil),    // 63: cairn.meta.v1.PublicAccessBlock
-	(*BucketLock)(nil),           // 64: cairn.meta.v1.BucketLock
-	(*SysStore)(nil),             // 65: cairn.meta.v1.SysStore
-	(*SysCommand)(nil),           // 66: cairn.meta.v1.SysCommand
-	(*InitStoreOp)(nil),          // 67: cairn.meta.v1.InitStoreOp
-	(*PutDriveOp)(nil),           // 68: cairn.meta.v1.PutDriveOp
-	(*SetDriveStateOp)(nil),      // 69: cairn.meta.v1.SetDriveStateOp
-	(*ReplaceDriveOp)(nil),       // 70: cairn.meta.v1.ReplaceDriveOp
-	(*PutPGsOp)(nil),             // 71: cairn.meta.v1.PutPGsOp
-	(*UpdatePGOp)(nil),           // 72: cairn.meta.v1.UpdatePGOp
-	(*PutGroupOp)(nil),           // 73: cairn.meta.v1.PutGroupOp
-	(*CreateBucketOp)(nil),       // 74: cairn.meta.v1.CreateBucketOp
-	(*SetBucketStateOp)(nil),     // 75: cairn.meta.v1.SetBucketStateOp
-	(*RemoveBucketOp)(nil),       // 76: cairn.meta.v1.RemoveBucketOp
-	(*SetBucketConfigOp)(nil),    // 77: cairn.meta.v1.SetBucketConfigOp
-	(*SetPublicAccessBlock)(nil), // 78: cairn.meta.v1.SetPublicAccessBlock
-	(*SetOwnershipControls)(nil), // 79: cairn.meta.v1.SetOwnershipControls
-	(*BucketRowsDoneOp)(nil),     // 80: cairn.meta.v1.BucketRowsDoneOp
-	(*DriveStartedOp)(nil),       // 81: cairn.meta.v1.DriveStartedOp
-	(*AddNodeOp)(nil),            // 82: cairn.meta.v1.AddNodeOp
-	(*NodeStartedOp)(nil),        // 83: cairn.meta.v1.NodeStartedOp
-	(*NodesDownOp)(nil),          // 84: cairn.meta.v1.NodesDownOp
-	(*NodeRef)(nil),              // 85: cairn.meta.v1.NodeRef
-	(*LeaveNodeOp)(nil),          // 86: cairn.meta.v1.LeaveNodeOp
-	(*RemoveNodeOp)(nil),         // 87: cairn.meta.v1.RemoveNodeOp
-	(*PutTokenOp)(nil),           // 88: cairn.meta.v1.PutTokenOp
-	(*PutCAOp)(nil),              // 89: cairn.meta.v1.PutCAOp
-	(*SetReplicasOp)(nil),        // 90: cairn.meta.v1.SetReplicasOp
-	(*ReplicaLostOp)(nil),        // 91: cairn.meta.v1.ReplicaLostOp
-	(*NewGroupOp)(nil),           // 92: cairn.meta.v1.NewGroupOp
-	(*PutRangesOp)(nil),          // 93: cairn.meta.v1.PutRangesOp
-	(*SysResult)(nil),            // 94: cairn.meta.v1.SysResult
+	(ChecksumAlgorithm)(0),                // 0: cairn.meta.v1.ChecksumAlgorithm
+	(Versioning)(0),                       // 1: cairn.meta.v1.Versioning
+	(BucketState)(0),                      // 2: cairn.meta.v1.BucketState
+	(ExpireEntry_What)(0),                 // 3: cairn.meta.v1.ExpireEntry.What
+	(*ChunkRef)(nil),                      // 4: cairn.meta.v1.ChunkRef
+	(*Data)(nil),                          // 5: cairn.meta.v1.Data
+	(*Checksum)(nil),                      // 6: cairn.meta.v1.Checksum
+	(*KV)(nil),                            // 7: cairn.meta.v1.KV
+	(*Tags)(nil),                          // 8: cairn.meta.v1.Tags
+	(*Attributes)(nil),                    // 9: cairn.meta.v1.Attributes
+	(*ObjectRow)(nil),                     // 10: cairn.meta.v1.ObjectRow
+	(*UploadRow)(nil),                     // 11: cairn.meta.v1.UploadRow
+	(*PartRow)(nil),                       // 12: cairn.meta.v1.PartRow
+	(*ManifestPart)(nil),                  // 13: cairn.meta.v1.ManifestPart
+	(*ManifestRow)(nil),                   // 14: cairn.meta.v1.ManifestRow
+	(*CompletedUploadRow)(nil),            // 15: cairn.meta.v1.CompletedUploadRow
+	(*BucketRow)(nil),                     // 16: cairn.meta.v1.BucketRow
+	(*OutcomeRow)(nil),                    // 17: cairn.meta.v1.OutcomeRow
+	(*DoomedRow)(nil),                     // 18: cairn.meta.v1.DoomedRow
+	(*GarbageRow)(nil),                    // 19: cairn.meta.v1.GarbageRow
+	(*RepairRow)(nil),                     // 20: cairn.meta.v1.RepairRow
+	(*RangeDescriptor)(nil),               // 21: cairn.meta.v1.RangeDescriptor
+	(*PosPB)(nil),                         // 22: cairn.meta.v1.PosPB
+	(*GroupClock)(nil),                    // 23: cairn.meta.v1.GroupClock
+	(*CounterRow)(nil),                    // 24: cairn.meta.v1.CounterRow
+	(*Conditions)(nil),                    // 25: cairn.meta.v1.Conditions
+	(*RangeCommand)(nil),                  // 26: cairn.meta.v1.RangeCommand
+	(*PutBucketOp)(nil),                   // 27: cairn.meta.v1.PutBucketOp
+	(*FenceBucketOp)(nil),                 // 28: cairn.meta.v1.FenceBucketOp
+	(*DropBucketOp)(nil),                  // 29: cairn.meta.v1.DropBucketOp
+	(*SplitOp)(nil),                       // 30: cairn.meta.v1.SplitOp
+	(*ChildReplica)(nil),                  // 31: cairn.meta.v1.ChildReplica
+	(*ChildRow)(nil),                      // 32: cairn.meta.v1.ChildRow
+	(*CheckBoundsOp)(nil),                 // 33: cairn.meta.v1.CheckBoundsOp
+	(*JudgeBoundsOp)(nil),                 // 34: cairn.meta.v1.JudgeBoundsOp
+	(*CheckRow)(nil),                      // 35: cairn.meta.v1.CheckRow
+	(*PutObjectOp)(nil),                   // 36: cairn.meta.v1.PutObjectOp
+	(*DeleteObjectsOp)(nil),               // 37: cairn.meta.v1.DeleteObjectsOp
+	(*DeleteEntry)(nil),                   // 38: cairn.meta.v1.DeleteEntry
+	(*CreateUploadOp)(nil),                // 39: cairn.meta.v1.CreateUploadOp
+	(*PutPartOp)(nil),                     // 40: cairn.meta.v1.PutPartOp
+	(*CompleteUploadOp)(nil),              // 41: cairn.meta.v1.CompleteUploadOp
+	(*AbortUploadOp)(nil),                 // 42: cairn.meta.v1.AbortUploadOp
+	(*UpdateVersionOp)(nil),               // 43: cairn.meta.v1.UpdateVersionOp
+	(*Retention)(nil),                     // 44: cairn.meta.v1.Retention
+	(*RewriteDataOp)(nil),                 // 45: cairn.meta.v1.RewriteDataOp
+	(*ExpireOp)(nil),                      // 46: cairn.meta.v1.ExpireOp
+	(*ExpireEntry)(nil),                   // 47: cairn.meta.v1.ExpireEntry
+	(*DropGarbageOp)(nil),                 // 48: cairn.meta.v1.DropGarbageOp
+	(*GarbageID)(nil),                     // 49: cairn.meta.v1.GarbageID
+	(*ExpandDoomedOp)(nil),                // 50: cairn.meta.v1.ExpandDoomedOp
+	(*DoomedID)(nil),                      // 51: cairn.meta.v1.DoomedID
+	(*SweepOp)(nil),                       // 52: cairn.meta.v1.SweepOp
+	(*DropRepairOp)(nil),                  // 53: cairn.meta.v1.DropRepairOp
+	(*RepairID)(nil),                      // 54: cairn.meta.v1.RepairID
+	(*TickOp)(nil),                        // 55: cairn.meta.v1.TickOp
+	(*RangeResult)(nil),                   // 56: cairn.meta.v1.RangeResult
+	(*SysDrive)(nil),                      // 57: cairn.meta.v1.SysDrive
+	(*SysPG)(nil),                         // 58: cairn.meta.v1.SysPG
+	(*SysGroup)(nil),                      // 59: cairn.meta.v1.SysGroup
+	(*SysReplica)(nil),                    // 60: cairn.meta.v1.SysReplica
+	(*SysNode)(nil),                       // 61: cairn.meta.v1.SysNode
+	(*SysToken)(nil),                      // 62: cairn.meta.v1.SysToken
+	(*SysCA)(nil),                         // 63: cairn.meta.v1.SysCA
+	(*SysTopology)(nil),                   // 64: cairn.meta.v1.SysTopology
+	(*SysBucket)(nil),                     // 65: cairn.meta.v1.SysBucket
+	(*LifecycleConfig)(nil),               // 66: cairn.meta.v1.LifecycleConfig
+	(*LifecycleRule)(nil),                 // 67: cairn.meta.v1.LifecycleRule
+	(*LifecycleFilter)(nil),               // 68: cairn.meta.v1.LifecycleFilter
+	(*LifecycleTransition)(nil),           // 69: cairn.meta.v1.LifecycleTransition
+	(*LifecycleExpiration)(nil),           // 70: cairn.meta.v1.LifecycleExpiration
+	(*LifecycleNoncurrentExpiration)(nil), // 71: cairn.meta.v1.LifecycleNoncurrentExpiration
+	(*PublicAccessBlock)(nil),             // 72: cairn.meta.v1.PublicAccessBlock
+	(*BucketLock)(nil),                    // 73: cairn.meta.v1.BucketLock
+	(*SysStore)(nil),                      // 74: cairn.meta.v1.SysStore
+	(*SysCommand)(nil),                    // 75: cairn.meta.v1.SysCommand
+	(*InitStoreOp)(nil),                   // 76: cairn.meta.v1.InitStoreOp
+	(*PutDriveOp)(nil),                    // 77: cairn.meta.v1.PutDriveOp
+	(*SetDriveStateOp)(nil),               // 78: cairn.meta.v1.SetDriveStateOp
+	(*ReplaceDriveOp)(nil),                // 79: cairn.meta.v1.ReplaceDriveOp
+	(*PutPGsOp)(nil),                      // 80: cairn.meta.v1.PutPGsOp
+	(*UpdatePGOp)(nil),                    // 81: cairn.meta.v1.UpdatePGOp
+	(*PutGroupOp)(nil),                    // 82: cairn.meta.v1.PutGroupOp
+	(*CreateBucketOp)(nil),                // 83: cairn.meta.v1.CreateBucketOp
+	(*SetBucketStateOp)(nil),              // 84: cairn.meta.v1.SetBucketStateOp
+	(*RemoveBucketOp)(nil),                // 85: cairn.meta.v1.RemoveBucketOp
+	(*SetBucketConfigOp)(nil),             // 86: cairn.meta.v1.SetBucketConfigOp
+	(*SetLifecycle)(nil),                  // 87: cairn.meta.v1.SetLifecycle
+	(*SetPublicAccessBlock)(nil),          // 88: cairn.meta.v1.SetPublicAccessBlock
+	(*SetOwnershipControls)(nil),          // 89: cairn.meta.v1.SetOwnershipControls
+	(*BucketRowsDoneOp)(nil),              // 90: cairn.meta.v1.BucketRowsDoneOp
+	(*DriveStartedOp)(nil),                // 91: cairn.meta.v1.DriveStartedOp
+	(*AddNodeOp)(nil),                     // 92: cairn.meta.v1.AddNodeOp
+	(*NodeStartedOp)(nil),                 // 93: cairn.meta.v1.NodeStartedOp
+	(*NodesDownOp)(nil),                   // 94: cairn.meta.v1.NodesDownOp
+	(*NodeRef)(nil),                       // 95: cairn.meta.v1.NodeRef
+	(*LeaveNodeOp)(nil),                   // 96: cairn.meta.v1.LeaveNodeOp
+	(*RemoveNodeOp)(nil),                  // 97: cairn.meta.v1.RemoveNodeOp
+	(*PutTokenOp)(nil),                    // 98: cairn.meta.v1.PutTokenOp
+	(*PutCAOp)(nil),                       // 99: cairn.meta.v1.PutCAOp
+	(*SetReplicasOp)(nil),                 // 100: cairn.meta.v1.SetReplicasOp
+	(*ReplicaLostOp)(nil),                 // 101: cairn.meta.v1.ReplicaLostOp
+	(*NewGroupOp)(nil),                    // 102: cairn.meta.v1.NewGroupOp
+	(*PutRangesOp)(nil),                   // 103: cairn.meta.v1.PutRangesOp
+	(*SysResult)(nil),                     // 104: cairn.meta.v1.SysResult
 }
 var file_proto_metapb_meta_proto_depIdxs = []int32{
-	3,   // 0: cairn.meta.v1.Data.chunks:type_name -> cairn.meta.v1.ChunkRef
+	4,   // 0: cairn.meta.v1.Data.chunks:type_name -> cairn.meta.v1.ChunkRef
 	0,   // 1: cairn.meta.v1.Checksum.algorithm:type_name -> cairn.meta.v1.ChecksumAlgorithm
-	6,   // 2: cairn.meta.v1.Tags.tags:type_name -> cairn.meta.v1.KV
-	6,   // 3: cairn.meta.v1.Attributes.headers:type_name -> cairn.meta.v1.KV
-	6,   // 4: cairn.meta.v1.Attributes.user:type_name -> cairn.meta.v1.KV
-	6,   // 5: cairn.meta.v1.Attributes.tags:type_name -> cairn.meta.v1.KV
+	7,   // 2: cairn.meta.v1.Tags.tags:type_name -> cairn.meta.v1.KV
+	7,   // 3: cairn.meta.v1.Attributes.headers:type_name -> cairn.meta.v1.KV
+	7,   // 4: cairn.meta.v1.Attributes.user:type_name -> cairn.meta.v1.KV
+	7,   // 5: cairn.meta.v1.Attributes.tags:type_name -> cairn.meta.v1.KV
 	0,   // 6: cairn.meta.v1.Attributes.checksum_algorithm:type_name -> cairn.meta.v1.ChecksumAlgorithm
-	8,   // 7: cairn.meta.v1.ObjectRow.attributes:type_name -> cairn.meta.v1.Attributes
-	5,   // 8: cairn.meta.v1.ObjectRow.checksums:type_name -> cairn.meta.v1.Checksum
-	4,   // 9: cairn.meta.v1.ObjectRow.data:type_name -> cairn.meta.v1.Data
-	8,   // 10: cairn.meta.v1.UploadRow.attributes:type_name -> cairn.meta.v1.Attributes
-	5,   // 11: cairn.meta.v1.PartRow.checksums:type_name -> cairn.meta.v1.Checksum
-	4,   // 12: cairn.meta.v1.PartRow.data:type_name -> cairn.meta.v1.Data
-	12,  // 13: cairn.meta.v1.ManifestRow.parts:type_name -> cairn.meta.v1.ManifestPart
-	5,   // 14: cairn.meta.v1.CompletedUploadRow.checksums:type_name -> cairn.meta.v1.Checksum
+	9,   // 7: cairn.meta.v1.ObjectRow.attributes:type_name -> cairn.meta.v1.Attributes
+	6,   // 8: cairn.meta.v1.ObjectRow.checksums:type_name -> cairn.meta.v1.Checksum
+	5,   // 9: cairn.meta.v1.ObjectRow.data:type_name -> cairn.meta.v1.Data
+	9,   // 10: cairn.meta.v1.UploadRow.attributes:type_name -> cairn.meta.v1.Attributes
+	6,   // 11: cairn.meta.v1.PartRow.checksums:type_name -> cairn.meta.v1.Checksum
+	5,   // 12: cairn.meta.v1.PartRow.data:type_name -> cairn.meta.v1.Data
+	13,  // 13: cairn.meta.v1.ManifestRow.parts:type_name -> cairn.meta.v1.ManifestPart
+	6,   // 14: cairn.meta.v1.CompletedUploadRow.checksums:type_name -> cairn.meta.v1.Checksum
 	1,   // 15: cairn.meta.v1.BucketRow.versioning:type_name -> cairn.meta.v1.Versioning
-	3,   // 16: cairn.meta.v1.GarbageRow.chunks:type_name -> cairn.meta.v1.ChunkRef
-	21,  // 17: cairn.meta.v1.RangeDescriptor.start:type_name -> cairn.meta.v1.PosPB
-	21,  // 18: cairn.meta.v1.RangeDescriptor.end:type_name -> cairn.meta.v1.PosPB
-	26,  // 19: cairn.meta.v1.RangeCommand.put_bucket:type_name -> cairn.meta.v1.PutBucketOp
-	27,  // 20: cairn.meta.v1.RangeCommand.fence_bucket:type_name -> cairn.meta.v1.FenceBucketOp
-	28,  // 21: cairn.meta.v1.RangeCommand.drop_bucket:type_name -> cairn.meta.v1.DropBucketOp
-	35,  // 22: cairn.meta.v1.RangeCommand.put_object:type_name -> cairn.meta.v1.PutObjectOp
-	36,  // 23: cairn.meta.v1.RangeCommand.delete_objects:type_name -> cairn.meta.v1.DeleteObjectsOp
-	38,  // 24: cairn.meta.v1.RangeCommand.create_upload:type_name -> cairn.meta.v1.CreateUploadOp
-	39,  // 25: cairn.meta.v1.RangeCommand.put_part:type_name -> cairn.meta.v1.PutPartOp
-	40,  // 26: cairn.meta.v1.RangeCommand.complete_upload:type_name -> cairn.meta.v1.CompleteUploadOp
-	41,  // 27: cairn.meta.v1.RangeCommand.abort_upload:type_name -> cairn.meta.v1.AbortUploadOp
-	44,  // 28: cairn.meta.v1.RangeCommand.rewrite_data:type_name -> cairn.meta.v1.RewriteDataOp
-	42,  // 29: cairn.meta.v1.RangeCommand.update_version:type_name -> cairn.meta.v1.UpdateVersionOp
-	45,  // 30: cairn.meta.v1.RangeCommand.drop_garbage:type_name -> cairn.meta.v1.DropGarbageOp
-	47,  // 31: cairn.meta.v1.RangeCommand.expand_doomed:type_name -> cairn.meta.v1.ExpandDoomedOp
-	49,  // 32: cairn.meta.v1.RangeCommand.sweep:type_name -> cairn.meta.v1.SweepOp
-	50,  // 33: cairn.meta.v1.RangeCommand.drop_repair:type_name -> cairn.meta.v1.DropRepairOp
-	52,  // 34: cairn.meta.v1.RangeCommand.tick:type_name -> cairn.meta.v1.TickOp
-	29,  // 35: cairn.meta.v1.RangeCommand.split:type_name -> cairn.meta.v1.SplitOp
-	32,  // 36: cairn.meta.v1.RangeCommand.check_bounds:type_name -> cairn.meta.v1.CheckBoundsOp
-	33,  // 37: cairn.meta.v1.RangeCommand.judge_bounds:type_name -> cairn.meta.v1.JudgeBoundsOp
-	15,  // 38: cairn.meta.v1.PutBucketOp.row:type_name -> cairn.meta.v1.BucketRow
-	21,  // 39: cairn.meta.v1.SplitOp.at:type_name -> cairn.meta.v1.PosPB
-	30,  // 40: cairn.meta.v1.SplitOp.replicas:type_name -> cairn.meta.v1.ChildReplica
-	21,  // 41: cairn.meta.v1.ChildRow.start:type_name -> cairn.meta.v1.PosPB
-	21,  // 42: cairn.meta.v1.ChildRow.end:type_name -> cairn.meta.v1.PosPB
-	30,  // 43: cairn.meta.v1.ChildRow.replicas:type_name -> cairn.meta.v1.ChildReplica
-	33,  // 44: cairn.meta.v1.CheckRow.found:type_name -> cairn.meta.v1.JudgeBoundsOp
-	9,   // 45: cairn.meta.v1.PutObjectOp.row:type_name -> cairn.meta.v1.ObjectRow
-	24,  // 46: cairn.meta.v1.PutObjectOp.conditions:type_name -> cairn.meta.v1.Conditions
-	37,  // 47: cairn.meta.v1.DeleteObjectsOp.entries:type_name -> cairn.meta.v1.DeleteEntry
-	24,  // 48: cairn.meta.v1.DeleteEntry.conditions:type_name -> cairn.meta.v1.Conditions
-	10,  // 49: cairn.meta.v1.CreateUploadOp.row:type_name -> cairn.meta.v1.UploadRow
-	11,  // 50: cairn.meta.v1.PutPartOp.row:type_name -> cairn.meta.v1.PartRow
-	12,  // 51: cairn.meta.v1.CompleteUploadOp.parts:type_name -> cairn.meta.v1.ManifestPart
-	5,   // 52: cairn.meta.v1.CompleteUploadOp.checksums:type_name -> cairn.meta.v1.Checksum
-	24,  // 53: cairn.meta.v1.CompleteUploadOp.conditions:type_name -> cairn.meta.v1.Conditions
-	7,   // 54: cairn.meta.v1.UpdateVersionOp.tags:type_name -> cairn.meta.v1.Tags
-	43,  // 55: cairn.meta.v1.UpdateVersionOp.retention:type_name -> cairn.meta.v1.Retention
-	4,   // 56: cairn.meta.v1.RewriteDataOp.data:type_name -> cairn.meta.v1.Data
-	3,   // 57: cairn.meta.v1.RewriteDataOp.release:type_name -> cairn.meta.v1.ChunkRef
-	46,  // 58: cairn.meta.v1.DropGarbageOp.ids:type_name -> cairn.meta.v1.GarbageID
-	48,  // 59: cairn.meta.v1.ExpandDoomedOp.only:type_name -> cairn.meta.v1.DoomedID
-	51,  // 60: cairn.meta.v1.DropRepairOp.ids:type_name -> cairn.meta.v1.RepairID
-	5,   // 61: cairn.meta.v1.RangeResult.checksums:type_name -> cairn.meta.v1.Checksum
-	53,  // 62: cairn.meta.v1.RangeResult.entries:type_name -> cairn.meta.v1.RangeResult
-	56,  // 63: cairn.meta.v1.RangeResult.ranges:type_name -> cairn.meta.v1.SysGroup
-	21,  // 64: cairn.meta.v1.SysGroup.start:type_name -> cairn.meta.v1.PosPB
-	21,  // 65: cairn.meta.v1.SysGroup.end:type_name -> cairn.meta.v1.PosPB
-	57,  // 66: cairn.meta.v1.SysGroup.replicas:type_name -> cairn.meta.v1.SysReplica
-	65,  // 67: cairn.meta.v1.SysTopology.store:type_name -> cairn.meta.v1.SysStore
-	58,  // 68: cairn.meta.v1.SysTopology.nodes:type_name -> cairn.meta.v1.SysNode
-	54,  // 69: cairn.meta.v1.SysTopology.drives:type_name -> cairn.meta.v1.SysDrive
-	55,  // 70: cairn.meta.v1.SysTopology.pgs:type_name -> cairn.meta.v1.SysPG
-	56,  // 71: cairn.meta.v1.SysTopology.groups:type_name -> cairn.meta.v1.SysGroup
-	2,   // 72: cairn.meta.v1.SysBucket.state:type_name -> cairn.meta.v1.BucketState
-	1,   // 73: cairn.meta.v1.SysBucket.versioning:type_name -> cairn.meta.v1.Versioning
-	64,  // 74: cairn.meta.v1.SysBucket.default_lock:type_name -> cairn.meta.v1.BucketLock
-	6,   // 75: cairn.meta.v1.SysBucket.tags:type_name -> cairn.meta.v1.KV
-	63,  // 76: cairn.meta.v1.SysBucket.public_access_block:type_name -> cairn.meta.v1.PublicAccessBlock
-	67,  // 77: cairn.meta.v1.SysCommand.init_store:type_name -> cairn.meta.v1.InitStoreOp
-	68,  // 78: cairn.meta.v1.SysCommand.put_drive:type_name -> cairn.meta.v1.PutDriveOp
-	69,  // 79: cairn.meta.v1.SysCommand.set_drive_state:type_name -> cairn.meta.v1.SetDriveStateOp
-	70,  // 80: cairn.meta.v1.SysCommand.replace_drive:type_name -> cairn.meta.v1.ReplaceDriveOp
-	71,  // 81: cairn.meta.v1.SysCommand.put_pgs:type_name -> cairn.meta.v1.PutPGsOp
-	72,  // 82: cairn.meta.v1.SysCommand.update_pg:type_name -> cairn.meta.v1.UpdatePGOp
-	73,  // 83: cairn.meta.v1.SysCommand.put_group:type_name -> cairn.meta.v1.PutGroupOp
-	74,  // 84: cairn.meta.v1.SysCommand.create_bucket:type_name -> cairn.meta.v1.CreateBucketOp
-	75,  // 85: cairn.meta.v1.SysCommand.set_bucket_state:type_name -> cairn.meta.v1.SetBucketStateOp
-	76,  // 86: cairn.meta.v1.SysCommand.remove_bucket:type_name -> cairn.meta.v1.RemoveBucketOp
-	77,  // 87: cairn.meta.v1.SysCommand.set_bucket_config:type_name -> cairn.meta.v1.SetBucketConfigOp
-	80,  // 88: cairn.meta.v1.SysCommand.bucket_rows_done:type_name -> cairn.meta.v1.BucketRowsDoneOp
-	81,  // 89: cairn.meta.v1.SysCommand.drive_started:type_name -> cairn.meta.v1.DriveStartedOp
-	92,  // 90: cairn.meta.v1.SysCommand.new_group:type_name -> cairn.meta.v1.NewGroupOp
-	93,  // 91: cairn.meta.v1.SysCommand.put_ranges:type_name -> cairn.meta.v1.PutRangesOp
-	82,  // 92: cairn.meta.v1.SysCommand.add_node:type_name -> cairn.meta.v1.AddNodeOp
-	83,  // 93: cairn.meta.v1.SysCommand.node_started:type_name -> cairn.meta.v1.NodeStartedOp
-	84,  // 94: cairn.meta.v1.SysCommand.nodes_down:type_name -> cairn.meta.v1.NodesDownOp
-	86,  // 95: cairn.meta.v1.SysCommand.leave_node:type_name -> cairn.meta.v1.LeaveNodeOp
-	87,  // 96: cairn.meta.v1.SysCommand.remove_node:type_name -> cairn.meta.v1.RemoveNodeOp
-	88,  // 97: cairn.meta.v1.SysCommand.put_token:type_name -> cairn.meta.v1.PutTokenOp
-	89,  // 98: cairn.meta.v1.SysCommand.put_ca:type_name -> cairn.meta.v1.PutCAOp
-	90,  // 99: cairn.meta.v1.SysCommand.set_replicas:type_name -> cairn.meta.v1.SetReplicasOp
-	91,  // 100: cairn.meta.v1.SysCommand.replica_lost:type_name -> cairn.meta.v1.ReplicaLostOp
-	54,  // 101: cairn.meta.v1.InitStoreOp.drives:type_name -> cairn.meta.v1.SysDrive
-	55,  // 102: cairn.meta.v1.InitStoreOp.pgs:type_name -> cairn.meta.v1.SysPG
-	56,  // 103: cairn.meta.v1.InitStoreOp.groups:type_name -> cairn.meta.v1.SysGroup
-	58,  // 104: cairn.meta.v1.InitStoreOp.nodes:type_name -> cairn.meta.v1.SysNode
-	54,  // 105: cairn.meta.v1.PutDriveOp.drive:type_name -> cairn.meta.v1.SysDrive
-	54,  // 106: cairn.meta.v1.ReplaceDriveOp.new:type_name -> cairn.meta.v1.SysDrive
-	55,  // 107: cairn.meta.v1.PutPGsOp.pgs:type_name -> cairn.meta.v1.SysPG
-	55,  // 108: cairn.meta.v1.UpdatePGOp.pg:type_name -> cairn.meta.v1.SysPG
-	56,  // 109: cairn.meta.v1.PutGroupOp.group:type_name -> cairn.meta.v1.SysGroup
-	62,  // 110: cairn.meta.v1.CreateBucketOp.bucket:type_name -> cairn.meta.v1.SysBucket
-	2,   // 111: cairn.meta.v1.SetBucketStateOp.from:type_name -> cairn.meta.v1.BucketState
-	2,   // 112: cairn.meta.v1.SetBucketStateOp.to:type_name -> cairn.meta.v1.BucketState
-	1,   // 113: cairn.meta.v1.SetBucketConfigOp.versioning:type_name -> cairn.meta.v1.Versioning
-	64,  // 114: cairn.meta.v1.SetBucketConfigOp.lock:type_name -> cairn.meta.v1.BucketLock
-	7,   // 115: cairn.meta.v1.SetBucketConfigOp.tags:type_name -> cairn.meta.v1.Tags
-	78,  // 116: cairn.meta.v1.SetBucketConfigOp.public_access_block:type_name -> cairn.meta.v1.SetPublicAccessBlock
-	79,  // 117: cairn.meta.v1.SetBucketConfigOp.ownership_controls:type_name -> cairn.meta.v1.SetOwnershipControls
-	63,  // 118: cairn.meta.v1.SetPublicAccessBlock.block:type_name -> cairn.meta.v1.PublicAccessBlock
-	58,  // 119: cairn.meta.v1.AddNodeOp.node:type_name -> cairn.meta.v1.SysNode
-	85,  // 120: cairn.meta.v1.NodesDownOp.nodes:type_name -> cairn.meta.v1.NodeRef
-	57,  // 121: cairn.meta.v1.SetReplicasOp.replicas:type_name -> cairn.meta.v1.SysReplica
-	56,  // 122: cairn.meta.v1.PutRangesOp.ranges:type_name -> cairn.meta.v1.SysGroup
-	62,  // 123: cairn.meta.v1.SysResult.bucket:type_name -> cairn.meta.v1.SysBucket
-	124, // [124:124] is the sub-list for method output_type
-	124, // [124:124] is the sub-list for method input_type
-	124, // [124:124] is the sub-list for extension type_name
-	124, // [124:124] is the sub-list for extension extendee
-	0,   // [0:124] is the sub-list for field type_name
+	4,   // 16: cairn.meta.v1.GarbageRow.chunks:type_name -> cairn.meta.v1.ChunkRef
+	22,  // 17: cairn.meta.v1.RangeDescriptor.start:type_name -> cairn.meta.v1.PosPB
+	22,  // 18: cairn.meta.v1.RangeDescriptor.end:type_name -> cairn.meta.v1.PosPB
+	27,  // 19: cairn.meta.v1.RangeCommand.put_bucket:type_name -> cairn.meta.v1.PutBucketOp
+	28,  // 20: cairn.meta.v1.RangeCommand.fence_bucket:type_name -> cairn.meta.v1.FenceBucketOp
+	29,  // 21: cairn.meta.v1.RangeCommand.drop_bucket:type_name -> cairn.meta.v1.DropBucketOp
+	36,  // 22: cairn.meta.v1.RangeCommand.put_object:type_name -> cairn.meta.v1.PutObjectOp
+	37,  // 23: cairn.meta.v1.RangeCommand.delete_objects:type_name -> cairn.meta.v1.DeleteObjectsOp
+	39,  // 24: cairn.meta.v1.RangeCommand.create_upload:type_name -> cairn.meta.v1.CreateUploadOp
+	40,  // 25: cairn.meta.v1.RangeCommand.put_part:type_name -> cairn.meta.v1.PutPartOp
+	41,  // 26: cairn.meta.v1.RangeCommand.complete_upload:type_name -> cairn.meta.v1.CompleteUploadOp
+	42,  // 27: cairn.meta.v1.RangeCommand.abort_upload:type_name -> cairn.meta.v1.AbortUploadOp
+	45,  // 28: cairn.meta.v1.RangeCommand.rewrite_data:type_name -> cairn.meta.v1.RewriteDataOp
+	43,  // 29: cairn.meta.v1.RangeCommand.update_version:type_name -> cairn.meta.v1.UpdateVersionOp
+	46,  // 30: cairn.meta.v1.RangeCommand.expire:type_name -> cairn.meta.v1.ExpireOp
+	48,  // 31: cairn.meta.v1.RangeCommand.drop_garbage:type_name -> cairn.meta.v1.DropGarbageOp
+	50,  // 32: cairn.meta.v1.RangeCommand.expand_doomed:type_name -> cairn.meta.v1.ExpandDoomedOp
+	52,  // 33: cairn.meta.v1.RangeCommand.sweep:type_name -> cairn.meta.v1.SweepOp
+	53,  // 34: cairn.meta.v1.RangeCommand.drop_repair:type_name -> cairn.meta.v1.DropRepairOp
+	55,  // 35: cairn.meta.v1.RangeCommand.tick:type_name -> cairn.meta.v1.TickOp
+	30,  // 36: cairn.meta.v1.RangeCommand.split:type_name -> cairn.meta.v1.SplitOp
+	33,  // 37: cairn.meta.v1.RangeCommand.check_bounds:type_name -> cairn.meta.v1.CheckBoundsOp
+	34,  // 38: cairn.meta.v1.RangeCommand.judge_bounds:type_name -> cairn.meta.v1.JudgeBoundsOp
+	16,  // 39: cairn.meta.v1.PutBucketOp.row:type_name -> cairn.meta.v1.BucketRow
+	22,  // 40: cairn.meta.v1.SplitOp.at:type_name -> cairn.meta.v1.PosPB
+	31,  // 41: cairn.meta.v1.SplitOp.replicas:type_name -> cairn.meta.v1.ChildReplica
+	22,  // 42: cairn.meta.v1.ChildRow.start:type_name -> cairn.meta.v1.PosPB
+	22,  // 43: cairn.meta.v1.ChildRow.end:type_name -> cairn.meta.v1.PosPB
+	31,  // 44: cairn.meta.v1.ChildRow.replicas:type_name -> cairn.meta.v1.ChildReplica
+	34,  // 45: cairn.meta.v1.CheckRow.found:type_name -> cairn.meta.v1.JudgeBoundsOp
+	10,  // 46: cairn.meta.v1.PutObjectOp.row:type_name -> cairn.meta.v1.ObjectRow
+	25,  // 47: cairn.meta.v1.PutObjectOp.conditions:type_name -> cairn.meta.v1.Conditions
+	38,  // 48: cairn.meta.v1.DeleteObjectsOp.entries:type_name -> cairn.meta.v1.DeleteEntry
+	25,  // 49: cairn.meta.v1.DeleteEntry.conditions:type_name -> cairn.meta.v1.Conditions
+	11,  // 50: cairn.meta.v1.CreateUploadOp.row:type_name -> cairn.meta.v1.UploadRow
+	12,  // 51: cairn.meta.v1.PutPartOp.row:type_name -> cairn.meta.v1.PartRow
+	13,  // 52: cairn.meta.v1.CompleteUploadOp.parts:type_name -> cairn.meta.v1.ManifestPart
+	6,   // 53: cairn.meta.v1.CompleteUploadOp.checksums:type_name -> cairn.meta.v1.Checksum
+	25,  // 54: cairn.meta.v1.CompleteUploadOp.conditions:type_name -> cairn.meta.v1.Conditions
+	8,   // 55: cairn.meta.v1.UpdateVersionOp.tags:type_name -> cairn.meta.v1.Tags
+	44,  // 56: cairn.meta.v1.UpdateVersionOp.retention:type_name -> cairn.meta.v1.Retention
+	5,   // 57: cairn.meta.v1.RewriteDataOp.data:type_name -> cairn.meta.v1.Data
+	4,   // 58: cairn.meta.v1.RewriteDataOp.release:type_name -> cairn.meta.v1.ChunkRef
+	47,  // 59: cairn.meta.v1.ExpireOp.entries:type_name -> cairn.meta.v1.ExpireEntry
+	3,   // 60: cairn.meta.v1.ExpireEntry.what:type_name -> cairn.meta.v1.ExpireEntry.What
+	49,  // 61: cairn.meta.v1.DropGarbageOp.ids:type_name -> cairn.meta.v1.GarbageID
+	51,  // 62: cairn.meta.v1.ExpandDoomedOp.only:type_name -> cairn.meta.v1.DoomedID
+	54,  // 63: cairn.meta.v1.DropRepairOp.ids:type_name -> cairn.meta.v1.RepairID
+	6,   // 64: cairn.meta.v1.RangeResult.checksums:type_name -> cairn.meta.v1.Checksum
+	56,  // 65: cairn.meta.v1.RangeResult.entries:type_name -> cairn.meta.v1.RangeResult
+	59,  // 66: cairn.meta.v1.RangeResult.ranges:type_name -> cairn.meta.v1.SysGroup
+	22,  // 67: cairn.meta.v1.SysGroup.start:type_name -> cairn.meta.v1.PosPB
+	22,  // 68: cairn.meta.v1.SysGroup.end:type_name -> cairn.meta.v1.PosPB
+	60,  // 69: cairn.meta.v1.SysGroup.replicas:type_name -> cairn.meta.v1.SysReplica
+	74,  // 70: cairn.meta.v1.SysTopology.store:type_name -> cairn.meta.v1.SysStore
+	61,  // 71: cairn.meta.v1.SysTopology.nodes:type_name -> cairn.meta.v1.SysNode
+	57,  // 72: cairn.meta.v1.SysTopology.drives:type_name -> cairn.meta.v1.SysDrive
+	58,  // 73: cairn.meta.v1.SysTopology.pgs:type_name -> cairn.meta.v1.SysPG
+	59,  // 74: cairn.meta.v1.SysTopology.groups:type_name -> cairn.meta.v1.SysGroup
+	2,   // 75: cairn.meta.v1.SysBucket.state:type_name -> cairn.meta.v1.BucketState
+	1,   // 76: cairn.meta.v1.SysBucket.versioning:type_name -> cairn.meta.v1.Versioning
+	73,  // 77: cairn.meta.v1.SysBucket.default_lock:type_name -> cairn.meta.v1.BucketLock
+	7,   // 78: cairn.meta.v1.SysBucket.tags:type_name -> cairn.meta.v1.KV
+	72,  // 79: cairn.meta.v1.SysBucket.public_access_block:type_name -> cairn.meta.v1.PublicAccessBlock
+	66,  // 80: cairn.meta.v1.SysBucket.lifecycle:type_name -> cairn.meta.v1.LifecycleConfig
+	67,  // 81: cairn.meta.v1.LifecycleConfig.rules:type_name -> cairn.meta.v1.LifecycleRule
+	68,  // 82: cairn.meta.v1.LifecycleRule.filter:type_name -> cairn.meta.v1.LifecycleFilter
+	69,  // 83: cairn.meta.v1.LifecycleRule.transitions:type_name -> cairn.meta.v1.LifecycleTransition
+	69,  // 84: cairn.meta.v1.LifecycleRule.noncurrent_transitions:type_name -> cairn.meta.v1.LifecycleTransition
+	70,  // 85: cairn.meta.v1.LifecycleRule.expiration:type_name -> cairn.meta.v1.LifecycleExpiration
+	71,  // 86: cairn.meta.v1.LifecycleRule.noncurrent_expiration:type_name -> cairn.meta.v1.LifecycleNoncurrentExpiration
+	7,   // 87: cairn.meta.v1.LifecycleFilter.tags:type_name -> cairn.meta.v1.KV
+	76,  // 88: cairn.meta.v1.SysCommand.init_store:type_name -> cairn.meta.v1.InitStoreOp
+	77,  // 89: cairn.meta.v1.SysCommand.put_drive:type_name -> cairn.meta.v1.PutDriveOp
+	78,  // 90: cairn.meta.v1.SysCommand.set_drive_state:type_name -> cairn.meta.v1.SetDriveStateOp
+	79,  // 91: cairn.meta.v1.SysCommand.replace_drive:type_name -> cairn.meta.v1.ReplaceDriveOp
+	80,  // 92: cairn.meta.v1.SysCommand.put_pgs:type_name -> cairn.meta.v1.PutPGsOp
+	81,  // 93: cairn.meta.v1.SysCommand.update_pg:type_name -> cairn.meta.v1.UpdatePGOp
+	82,  // 94: cairn.meta.v1.SysCommand.put_group:type_name -> cairn.meta.v1.PutGroupOp
+	83,  // 95: cairn.meta.v1.SysCommand.create_bucket:type_name -> cairn.meta.v1.CreateBucketOp
+	84,  // 96: cairn.meta.v1.SysCommand.set_bucket_state:type_name -> cairn.meta.v1.SetBucketStateOp
+	85,  // 97: cairn.meta.v1.SysCommand.remove_bucket:type_name -> cairn.meta.v1.RemoveBucketOp
+	86,  // 98: cairn.meta.v1.SysCommand.set_bucket_config:type_name -> cairn.meta.v1.SetBucketConfigOp
+	90,  // 99: cairn.meta.v1.SysCommand.bucket_rows_done:type_name -> cairn.meta.v1.BucketRowsDoneOp
+	91,  // 100: cairn.meta.v1.SysCommand.drive_started:type_name -> cairn.meta.v1.DriveStartedOp
+	102, // 101: cairn.meta.v1.SysCommand.new_group:type_name -> cairn.meta.v1.NewGroupOp
+	103, // 102: cairn.meta.v1.SysCommand.put_ranges:type_name -> cairn.meta.v1.PutRangesOp
+	92,  // 103: cairn.meta.v1.SysCommand.add_node:type_name -> cairn.meta.v1.AddNodeOp
+	93,  // 104: cairn.meta.v1.SysCommand.node_started:type_name -> cairn.meta.v1.NodeStartedOp
+	94,  // 105: cairn.meta.v1.SysCommand.nodes_down:type_name -> cairn.meta.v1.NodesDownOp
+	96,  // 106: cairn.meta.v1.SysCommand.leave_node:type_name -> cairn.meta.v1.LeaveNodeOp
+	97,  // 107: cairn.meta.v1.SysCommand.remove_node:type_name -> cairn.meta.v1.RemoveNodeOp
+	98,  // 108: cairn.meta.v1.SysCommand.put_token:type_name -> cairn.meta.v1.PutTokenOp
+	99,  // 109: cairn.meta.v1.SysCommand.put_ca:type_name -> cairn.meta.v1.PutCAOp
+	100, // 110: cairn.meta.v1.SysCommand.set_replicas:type_name -> cairn.meta.v1.SetReplicasOp
+	101, // 111: cairn.meta.v1.SysCommand.replica_lost:type_name -> cairn.meta.v1.ReplicaLostOp
+	57,  // 112: cairn.meta.v1.InitStoreOp.drives:type_name -> cairn.meta.v1.SysDrive
+	58,  // 113: cairn.meta.v1.InitStoreOp.pgs:type_name -> cairn.meta.v1.SysPG
+	59,  // 114: cairn.meta.v1.InitStoreOp.groups:type_name -> cairn.meta.v1.SysGroup
+	61,  // 115: cairn.meta.v1.InitStoreOp.nodes:type_name -> cairn.meta.v1.SysNode
+	57,  // 116: cairn.meta.v1.PutDriveOp.drive:type_name -> cairn.meta.v1.SysDrive
+	57,  // 117: cairn.meta.v1.ReplaceDriveOp.new:type_name -> cairn.meta.v1.SysDrive
+	58,  // 118: cairn.meta.v1.PutPGsOp.pgs:type_name -> cairn.meta.v1.SysPG
+	58,  // 119: cairn.meta.v1.UpdatePGOp.pg:type_name -> cairn.meta.v1.SysPG
+	59,  // 120: cairn.meta.v1.PutGroupOp.group:type_name -> cairn.meta.v1.SysGroup
+	65,  // 121: cairn.meta.v1.CreateBucketOp.bucket:type_name -> cairn.meta.v1.SysBucket
+	2,   // 122: cairn.meta.v1.SetBucketStateOp.from:type_name -> cairn.meta.v1.BucketState
+	2,   // 123: cairn.meta.v1.SetBucketStateOp.to:type_name -> cairn.meta.v1.BucketState
+	1,   // 124: cairn.meta.v1.SetBucketConfigOp.versioning:type_name -> cairn.meta.v1.Versioning
+	73,  // 125: cairn.meta.v1.SetBucketConfigOp.lock:type_name -> cairn.meta.v1.BucketLock
+	8,   // 126: cairn.meta.v1.SetBucketConfigOp.tags:type_name -> cairn.meta.v1.Tags
+	88,  // 127: cairn.meta.v1.SetBucketConfigOp.public_access_block:type_name -> cairn.meta.v1.SetPublicAccessBlock
+	89,  // 128: cairn.meta.v1.SetBucketConfigOp.ownership_controls:type_name -> cairn.meta.v1.SetOwnershipControls
+	87,  // 129: cairn.meta.v1.SetBucketConfigOp.lifecycle:type_name -> cairn.meta.v1.SetLifecycle
+	66,  // 130: cairn.meta.v1.SetLifecycle.config:type_name -> cairn.meta.v1.LifecycleConfig
+	72,  // 131: cairn.meta.v1.SetPublicAccessBlock.block:type_name -> cairn.meta.v1.PublicAccessBlock
+	61,  // 132: cairn.meta.v1.AddNodeOp.node:type_name -> cairn.meta.v1.SysNode
+	95,  // 133: cairn.meta.v1.NodesDownOp.nodes:type_name -> cairn.meta.v1.NodeRef
+	60,  // 134: cairn.meta.v1.SetReplicasOp.replicas:type_name -> cairn.meta.v1.SysReplica
+	59,  // 135: cairn.meta.v1.PutRangesOp.ranges:type_name -> cairn.meta.v1.SysGroup
+	65,  // 136: cairn.meta.v1.SysResult.bucket:type_name -> cairn.meta.v1.SysBucket
+	137, // [137:137] is the sub-list for method output_type
+	137, // [137:137] is the sub-list for method input_type
+	137, // [137:137] is the sub-list for extension type_name
+	137, // [137:137] is the sub-list for extension extendee
+	0,   // [0:137] is the sub-list for field type_name
 }
 
 func init() { file_proto_metapb_meta_proto_init() }
@@ -8477,6 +9306,7 @@ func file_proto_metapb_meta_proto_init() {
 		(*RangeCommand_AbortUpload)(nil),
 		(*RangeCommand_RewriteData)(nil),
 		(*RangeCommand_UpdateVersion)(nil),
+		(*RangeCommand_Expire)(nil),
 		(*RangeCommand_DropGarbage)(nil),
 		(*RangeCommand_ExpandDoomed)(nil),
 		(*RangeCommand_Sweep)(nil),
@@ -8491,7 +9321,7 @@ func file_proto_metapb_meta_proto_init() {
 		(*UpdateVersionOp_Retention)(nil),
 		(*UpdateVersionOp_LegalHold)(nil),
 	}
-	file_proto_metapb_meta_proto_msgTypes[63].OneofWrappers = []any{
+	file_proto_metapb_meta_proto_msgTypes[71].OneofWrappers = []any{
 		(*SysCommand_InitStore)(nil),
 		(*SysCommand_PutDrive)(nil),
 		(*SysCommand_SetDriveState)(nil),
@@ -8522,8 +9352,8 @@ func file_proto_metapb_meta_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_proto_metapb_meta_proto_rawDesc), len(file_proto_metapb_meta_proto_rawDesc)),
-			NumEnums:      3,
-			NumMessages:   92,
+			NumEnums:      4,
+			NumMessages:   101,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
