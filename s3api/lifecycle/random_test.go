@@ -101,7 +101,9 @@ func plainDecide(cfg *metapb.LifecycleConfig, o *Object, nowMS int64) Action {
 		case o.Kind == Current && o.Marker && o.Only && e.GetDays() > 0:
 			end(i, r, RemoveMarker, plainMidnight(o.ModifiedMS, int(e.Days)))
 		case o.Kind == Current && !o.Marker:
-			if e.GetDays() > 0 {
+			if o.Locked && !o.Versioned {
+				// a lock wins
+			} else if e.GetDays() > 0 {
 				end(i, r, Expire, plainMidnight(o.ModifiedMS, int(e.Days)))
 			} else if e.GetDateMs() > 0 {
 				end(i, r, Expire, e.DateMs)
@@ -266,7 +268,7 @@ func checkExpires(t *testing.T, cfg *metapb.LifecycleConfig, rules *Rules, o *Ob
 	t.Helper()
 	at, id, ok := Expires(cfg, *o, testDay)
 	plain := *o
-	plain.Versioned = false
+	plain.Versioned, plain.Locked = false, false
 	if a := rules.Decide(&plain, 1<<40); ok != (a.What == Expire) || ok && (a.DueMS != at.UnixMilli() || a.Rule != id) {
 		t.Fatalf("told %v %q %v, but %+v", at, id, ok, a)
 	}

@@ -132,7 +132,8 @@ func (c *choice) add(r rule) {
 	case o.Marker:
 		c.marker(r)
 	default:
-		if due, ok := expiry(r.LifecycleRule, o, c.rules.dayMS); ok {
+		// A lock keeps the version, and a delete marker on top does not touch it.
+		if due, ok := expiry(r.LifecycleRule, o, c.rules.dayMS); ok && (o.Versioned || !o.Locked) {
 			c.ends(r, Expire, due)
 		}
 		for _, t := range r.Transitions {
