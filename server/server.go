@@ -226,6 +226,11 @@ func (s *Server) NewToken(ctx context.Context, valid time.Duration) (string, err
 	return s.core.NewToken(ctx, valid)
 }
 
+// LifecycleStatus is what the lifecycle workers of all nodes say.
+func (s *Server) LifecycleStatus(ctx context.Context) []status.Lifecycle {
+	return s.core.LifecycleStatus(ctx)
+}
+
 // Env is what a process gets from outside, see core.Env.
 type Env = core.Env
 

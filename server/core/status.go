@@ -68,6 +68,8 @@ func (c *Core) Status(ctx context.Context) status.Status {
 		}
 	}
 	s.Usage = c.usage(ctx)
+	lc := c.lifecycleHere()
+	s.Lifecycle = &lc
 	s.Warnings = warnings(&s)
 	return s
 }
