@@ -34,6 +34,9 @@ type Bucket struct {
 
 	PublicAccessBlock *PublicAccessBlock // nil: none was put
 	OwnershipControls bool               // not deleted: BucketOwnerEnforced, what every bucket is
+
+	Lifecycle  *metapb.LifecycleConfig // read-only; nil: none was put
+	Generation uint64                  // counts the decisions about the bucket that its ranges obey
 }
 
 // PublicAccessBlock is S3's configuration of that name.
@@ -137,6 +140,8 @@ type PutOutput struct {
 	Checksums []*metapb.Checksum
 	Modified  time.Time
 	Size      int64
+	// Attributes are the object's, read-only; nil where they are not known: of a part, and of a Complete that was repeated.
+	Attributes *metapb.Attributes
 }
 
 // GetInput is a GetObject or HeadObject.
