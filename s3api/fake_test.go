@@ -370,6 +370,7 @@ func (f *fake) CopyObject(_ context.Context, acct objects.Account, in *objects.C
 	attrs := in.Attributes.CloneVT()
 	if attrs == nil {
 		attrs = src.attrs.CloneVT()
+		attrs.StorageClass = in.StorageClass
 	}
 	if attrs.Tags = in.Tags; !in.ReplaceTags {
 		attrs.Tags = src.attrs.GetTags()
