@@ -97,6 +97,11 @@ func (q *request) checkHeader(name, value string) error {
 			return nil
 		}
 		return notImplementedHeader(name)
+	case minimumSizeHeader:
+		if q.op.name == "PutBucketLifecycleConfiguration" {
+			return nil
+		}
+		return notImplementedHeader(name)
 	case "X-Amz-Object-Attributes", "X-Amz-Max-Parts", "X-Amz-Part-Number-Marker":
 		if q.op.name == "GetObjectAttributes" {
 			return nil
