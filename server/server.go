@@ -189,6 +189,7 @@ func (s *Server) s3Config() s3api.Config {
 			return a.secret, a.acct, ok
 		},
 		AccountExists: func(id string) bool { return ids[id] },
+		Expiry:        s.core.Expiry,
 	}
 }
 
