@@ -224,7 +224,6 @@ func (s *Store) configure(ctx context.Context, acct Account, name string, op *me
 	if err != nil {
 		return err
 	}
-	s.buckets.drop(name)
 	if op.Versioning == metapb.Versioning_VERSIONING_NEVER && op.Lock == nil && op.Lifecycle == nil {
 		return nil // ranges know nothing of the rest
 	}
