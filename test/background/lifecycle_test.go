@@ -294,3 +294,110 @@ func TestLifecycleMoves(t *testing.T) {
 		}
 	})
 }
+
+// TestLifecycleLocks: a lock keeps a version from every rule, and the rest goes on.
+func TestLifecycleLocks(t *testing.T) {
+	lifecycleStore(t, func(s *store) {
+		err := s.Objects.CreateBucket(s.Context(), harness.Account, "locks", objects.BucketOptions{Region: "us-east-1", ObjectLock: true})
+		if err != nil {
+			s.Fatal(err)
+		}
+		put := func(key string, a *metapb.Attributes) {
+			s.Helper()
+			_, err := s.Objects.PutObject(s.Context(), harness.Account, &objects.PutInput{Bucket: "locks", Key: storage.Key(key), Body: harness.NewBody([]byte("body")), Attributes: a})
+			if err != nil {
+				s.Fatal(err)
+			}
+		}
+		for _, key := range []string{"hold", "kept", "free"} {
+			a := &metapb.Attributes{LegalHold: key == "hold"}
+			if key == "kept" {
+				a.LockMode, a.LockUntilMs = "GOVERNANCE", time.Now().Add(6*aDay).UnixMilli()
+			}
+			put(key, a)
+		}
+		r := expiring("", 1)
+		r.NoncurrentExpiration = &metapb.LifecycleNoncurrentExpiration{Days: 1}
+		cfg := &metapb.LifecycleConfig{Rules: []*metapb.LifecycleRule{r}}
+		if err := s.Objects.PutBucketLifecycle(s.Context(), harness.Account, "locks", cfg); err != nil {
+			s.Fatal(err)
+		}
+		want := func(want string) {
+			s.Helper()
+			page, err := s.Objects.ListVersions(s.Context(), harness.Account, &objects.ListVersionsInput{Bucket: "locks", Max: 100})
+			if err != nil {
+				s.Fatal(err)
+			}
+			got := []string{}
+			for _, v := range page.Versions {
+				if v.DeleteMarker {
+					v.Key = "-" + v.Key
+				}
+				got = append(got, string(v.Key))
+			}
+			if fmt.Sprint(got) != want {
+				s.Fatalf("%v, want %s", got, want)
+			}
+		}
+		time.Sleep(5 * aDay)
+		want("[-hold hold -kept kept]")
+		if st := s.Lifecycle.Status(); st.Rules[0].Due != 0 || st.LastErr != "" {
+			s.Fatalf("what is locked is not due: %+v", st)
+		}
+		time.Sleep(4 * aDay)
+		want("[-hold hold]")
+	})
+}
+
+// TestLifecycleCrash: a node that is cut off anywhere in a move leaves every object whole, and the next one ends it.
+func TestLifecycleCrash(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		s := &store{T: t, fs: vfsx.NewMem(), rnd: rand.New(rand.NewPCG(seed.Of(t), 0)), want: map[string][]byte{}, day: aDay}
+		s.open(false)
+		t.Cleanup(func() { s.close() })
+		up, parts, data := s.upload("multi", 5<<20, 5<<20, 300_000)
+		if _, err := s.Objects.CompleteUpload(s.Context(), harness.Account, &objects.CompleteInput{Bucket: "bucket", Key: "multi", UploadID: up.ID, Parts: parts}); err != nil {
+			s.Fatal(err)
+		}
+		s.want["multi"] = data
+		for i := range 4 {
+			s.put(fmt.Sprint("one/", i), 200_000+i)
+		}
+		s.rules(moving("", 31, storage.OnezoneIA))
+		time.Sleep(33 * aDay)
+		for steps := 1; ; steps++ {
+			more := true
+			for range steps {
+				if !more {
+					break
+				}
+				var err error
+				if _, more, err = s.Lifecycle.Step(s.Context()); err != nil {
+					s.Fatal(err)
+				}
+			}
+			fs := s.fs.CrashClone(s.rnd.Uint64())
+			s.close()
+			s.fs = fs
+			s.open(false)
+			s.wantAll()
+			s.step(s.Garbage)
+			s.wantClean()
+			if !more {
+				break
+			}
+			if steps > 20 {
+				s.Fatal("never done")
+			}
+		}
+		s.step(s.Lifecycle)
+		for key := range s.want {
+			s.wantClass(key, storage.OnezoneIA)
+		}
+		s.step(s.Garbage)
+		rep := s.wantClean()
+		if count(rep, "shards awaiting removal") != 0 {
+			s.Fatalf("%+v", rep.Counts)
+		}
+	})
+}
