@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -398,6 +399,50 @@ func TestLifecycleCrash(t *testing.T) {
 		rep := s.wantClean()
 		if count(rep, "shards awaiting removal") != 0 {
 			s.Fatalf("%+v", rep.Counts)
+		}
+	})
+}
+
+// TestLifecyclePowerCut: the power may fail at any moment of a move.
+func TestLifecyclePowerCut(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		s := &store{T: t, fs: vfsx.NewMem(), rnd: rand.New(rand.NewPCG(seed.Of(t), 0)), want: map[string][]byte{}, day: aDay}
+		s.open(false)
+		t.Cleanup(func() { s.close() })
+		s.put("large", 2_500_000)
+		s.put("small", 129<<10)
+		s.rules(moving("", 31, storage.StandardIA))
+		time.Sleep(33 * aDay)
+		var mu sync.Mutex
+		var cuts []*vfsx.Mem
+		left := 0
+		s.fs.SetHook(func(vfsx.Op, string) error {
+			mu.Lock()
+			defer mu.Unlock()
+			if left--; left <= 0 && len(cuts) < 10 {
+				left = 1 + s.rnd.IntN(40)
+				cuts = append(cuts, s.fs.CrashClone(s.rnd.Uint64()))
+			}
+			return nil
+		})
+		s.step(s.Lifecycle)
+		s.step(s.Garbage)
+		s.fs.SetHook(nil)
+		if len(cuts) < 5 {
+			s.Fatalf("only %d cuts", len(cuts))
+		}
+		for _, fs := range cuts {
+			s.close()
+			s.fs = fs
+			s.open(false)
+			s.wantAll()
+			s.wantClean()
+			s.step(s.Lifecycle)
+			s.step(s.Garbage)
+			s.wantAll()
+			s.wantClean()
+			s.wantClass("large", storage.StandardIA)
+			s.wantClass("small", storage.StandardIA)
 		}
 	})
 }
