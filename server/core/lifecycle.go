@@ -116,13 +116,16 @@ func isGone(err error) bool {
 // lifecycleIntervalMax is how often the lifecycle worker at least asks whether there is anything for it.
 const lifecycleIntervalMax = 5 * time.Second
 
+// lifecycleRulesMax is how many rules nodes tell each other of one by one, each time that any is asked for its status.
+const lifecycleRulesMax = 1000
+
 // makeLifecycle makes the lifecycle worker.
 func (c *Core) makeLifecycle(m ranges) (*lifecycle.Worker, worker.Options) {
 	day := c.LifecycleDay()
 	lc := lifecycle.Config{
 		Meta: lifecycleMeta{m, c}, Plane: c.Chunks, Pins: c.Pins, Topology: c.Controller.Topology, BirthMS: c.Meta.NowMS,
 		Day: day, Now: c.env.Now, Rand: c.Meta.Random64, Logger: c.env.Logger,
-		RoundEvery: min(time.Minute, max(day/10, 100*time.Millisecond)),
+		RoundEvery: min(time.Minute, max(day/10, 100*time.Millisecond)), RulesMax: lifecycleRulesMax,
 	}
 	if c.node != nil {
 		lc.MayRead = c.Controller.InSession

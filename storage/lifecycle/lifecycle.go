@@ -218,6 +218,9 @@ func (w *Worker) plan(ctx context.Context) error {
 			}
 		}
 		w.led = led
+		if w.retryAt.IsZero() && w.status.left() > 0 { // some of it may be another node's to do by now
+			w.retryAt = time.Now().Add(w.cfg.RoundEvery)
+		}
 	}
 	gone := func(s *scan) bool { return w.buckets[s.bucket] == nil || !slices.Contains(led, s.group) }
 	w.ends, w.moves = slices.DeleteFunc(w.ends, gone), slices.DeleteFunc(w.moves, gone)

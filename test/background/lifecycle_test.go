@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"cairn/cluster"
 	"cairn/cluster/placement"
 	"cairn/cluster/rangestate"
 	"cairn/proto/metapb"
@@ -364,8 +365,8 @@ func TestLifecycleCrash(t *testing.T) {
 		for i := range 4 {
 			s.put(fmt.Sprint("one/", i), 200_000+i)
 		}
-		s.rules(moving("", 31, storage.OnezoneIA))
-		time.Sleep(33 * aDay)
+		s.rules(moving("", 1, storage.GlacierIR))
+		time.Sleep(3 * aDay)
 		for steps := 1; ; steps++ {
 			more := true
 			for range steps {
@@ -393,7 +394,7 @@ func TestLifecycleCrash(t *testing.T) {
 		}
 		s.step(s.Lifecycle)
 		for key := range s.want {
-			s.wantClass(key, storage.OnezoneIA)
+			s.wantClass(key, storage.GlacierIR)
 		}
 		s.step(s.Garbage)
 		rep := s.wantClean()
@@ -411,8 +412,8 @@ func TestLifecyclePowerCut(t *testing.T) {
 		t.Cleanup(func() { s.close() })
 		s.put("large", 2_500_000)
 		s.put("small", 129<<10)
-		s.rules(moving("", 31, storage.StandardIA))
-		time.Sleep(33 * aDay)
+		s.rules(moving("", 1, storage.GlacierIR))
+		time.Sleep(3 * aDay)
 		var mu sync.Mutex
 		var cuts []*vfsx.Mem
 		left := 0
@@ -441,8 +442,40 @@ func TestLifecyclePowerCut(t *testing.T) {
 			s.step(s.Garbage)
 			s.wantAll()
 			s.wantClean()
-			s.wantClass("large", storage.StandardIA)
-			s.wantClass("small", storage.StandardIA)
+			s.wantClass("large", storage.GlacierIR)
+			s.wantClass("small", storage.GlacierIR)
+		}
+	})
+}
+
+// TestLifecycleSplits: what lies in another range by now is found there.
+func TestLifecycleSplits(t *testing.T) {
+	lifecycleStore(t, func(s *store) {
+		for i := range 20 {
+			s.put(fmt.Sprintf("k%02d", i), 3000)
+		}
+		s.rules(expiring("k", 1), moving("", 1, storage.GlacierIR))
+		if _, err := s.Splits.Split(s.Context(), cluster.FirstRange, cluster.Pos{}); err != nil {
+			s.Fatal(err)
+		}
+		s.put("stays", 200_000)
+		time.Sleep(aDay) // the child is published
+		if _, err := s.Splits.Split(s.Context(), cluster.FirstRange, cluster.Pos{}); err != nil {
+			s.Fatal(err)
+		}
+		time.Sleep(2 * aDay)
+		for i := range 20 {
+			if key := fmt.Sprintf("k%02d", i); s.is(key) {
+				s.Fatal(key, "is there")
+			} else {
+				delete(s.want, key)
+			}
+		}
+		s.wantClass("stays", storage.GlacierIR)
+		s.wantAll()
+		s.wantClean()
+		if st := s.Lifecycle.Status(); st.Expired != 20 || st.Transitioned != 1 || st.LastErr != "" {
+			s.Fatalf("%+v", st)
 		}
 	})
 }
