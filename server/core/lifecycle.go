@@ -98,9 +98,20 @@ func (m lifecycleMeta) Version(ctx context.Context, b storage.BucketID, key stor
 
 func (m lifecycleMeta) Parts(ctx context.Context, b storage.BucketID, key storage.Key, row *metapb.ObjectRow, after, limit int) (parts []*metapb.PartRow, err error) {
 	err = m.meta.Read(ctx, b, key, func(v rangestate.Reader) (err error) {
-		parts, _, err = v.ObjectParts(b, key, row, after, limit)
+		listed, _, err := v.ObjectParts(b, key, row, after, limit) // they come without their data
+		parts = parts[:0]
+		for _, l := range listed {
+			part, err := v.Part(b, key, storage.Seq(row.GetData().GetUploadSeq()), int(l.Number))
+			if err != nil {
+				return err
+			}
+			parts = append(parts, part)
+		}
 		return err
 	})
+	if isGone(err) || errs.Is(err, errs.InvalidPart) {
+		return nil, errs.Wrap(errs.NotFound, "lifecycle.parts", string(key), err)
+	}
 	return parts, err
 }
 
