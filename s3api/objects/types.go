@@ -34,6 +34,9 @@ type Bucket struct {
 
 	PublicAccessBlock *PublicAccessBlock // nil: none was put
 	OwnershipControls bool               // not deleted: BucketOwnerEnforced, what every bucket is
+
+	Lifecycle  *metapb.LifecycleConfig // read-only; nil: none was put. Not in lists of buckets
+	Generation uint64                  // counts the decisions on the bucket: that of its rules, too
 }
 
 // PublicAccessBlock is S3's configuration of that name.
@@ -137,6 +140,8 @@ type PutOutput struct {
 	Checksums []*metapb.Checksum
 	Modified  time.Time
 	Size      int64
+	// Attributes are the object's, read-only; nil where they are not known: of a part, and of a Complete that was repeated.
+	Attributes *metapb.Attributes
 }
 
 // GetInput is a GetObject or HeadObject.
