@@ -371,7 +371,8 @@ func TestAddressChanges(t *testing.T) {
 		s := NewServer(ServerConfig{Self: "b", StoreID: sameStore})
 		answering().register(s)
 		done := make(chan error, 1)
-		go func() { done <- s.Serve(w.listen("old")) }()
+		lis := w.listen("old") // before anybody dials
+		go func() { done <- s.Serve(lis) }()
 		c := connect(t, ClientConfig{Self: "a", Dial: w.dial, Addresses: func(cluster.NodeID) []string { return addr.Load().([]string) }})
 		cc := mustConn(t, c, "b", Meta)
 		synctest.Wait()
