@@ -786,12 +786,14 @@ func TestLimits(t *testing.T) {
 			}
 		}
 		c1.Close()
+		synctest.Wait()
 		time.Sleep(5 * time.Second)
 		if _, err := call(t.Context(), mustConn(t, c3, "b", Meta), &nodepb.Error{}); err != nil {
 			t.Error(err)
 		}
 		// Streams count until they end.
 		c2.Close()
+		synctest.Wait() // the server has seen it
 		c4 := connect(t, ClientConfig{Self: "e", Dial: w.dial, Addresses: addresses("b"), CallsMax: 1})
 		cc := mustConn(t, c4, "b", Bulk)
 		for range 3 {
