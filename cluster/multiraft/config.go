@@ -63,7 +63,7 @@ type Config struct {
 
 	// HeartbeatTimeout is how long a follower hears nothing before it stands for
 	// election (at random up to twice that more); a leader sends about 7 heartbeats in it. It must be the same in all processes.
-	// Default: without a Remote 2 s, since what can be noticed inside the process (a drive failed, hangs or was
+	// Default: without a Remote 4 s, since what can be noticed inside the process (a drive failed, hangs or was
 	// taken out, a start) does not wait for it; with one 600 ms, so that a new leader serves within 2 s.
 	HeartbeatTimeout time.Duration
 	ElectionTimeout  time.Duration // of one attempt, likewise; default HeartbeatTimeout
@@ -113,7 +113,7 @@ func (c *Config) setDefaults() error {
 	if c.Remote != nil {
 		def(&c.HeartbeatTimeout, 600*time.Millisecond)
 	}
-	def(&c.HeartbeatTimeout, 2*time.Second)
+	def(&c.HeartbeatTimeout, 4*time.Second)
 	def(&c.ElectionTimeout, c.HeartbeatTimeout)
 	def(&c.LeaderLease, c.HeartbeatTimeout)
 	if c.Remote != nil {

@@ -371,7 +371,8 @@ func TestAddressChanges(t *testing.T) {
 		s := NewServer(ServerConfig{Self: "b", StoreID: sameStore})
 		answering().register(s)
 		done := make(chan error, 1)
-		go func() { done <- s.Serve(w.listen("old")) }()
+		lis := w.listen("old") // before anybody dials
+		go func() { done <- s.Serve(lis) }()
 		c := connect(t, ClientConfig{Self: "a", Dial: w.dial, Addresses: func(cluster.NodeID) []string { return addr.Load().([]string) }})
 		cc := mustConn(t, c, "b", Meta)
 		synctest.Wait()
@@ -680,7 +681,8 @@ func TestPeerRestarts(t *testing.T) {
 			s := NewServer(ServerConfig{Self: "b", StoreID: sameStore})
 			answering().register(s)
 			done := make(chan error, 1)
-			go func() { done <- s.Serve(w.listen("b")) }()
+			lis := w.listen("b")
+			go func() { done <- s.Serve(lis) }()
 			time.Sleep(2 * time.Second)
 			if _, err := call(t.Context(), cc, &nodepb.Error{}); err != nil || !c.Reachable("b") {
 				t.Fatal(err)
@@ -710,7 +712,8 @@ func TestStop(t *testing.T) {
 			s := NewServer(ServerConfig{Self: "b", StoreID: sameStore})
 			e.register(s)
 			done := make(chan error, 1)
-			go func() { done <- s.Serve(w.listen("b")) }()
+			lis := w.listen("b")
+			go func() { done <- s.Serve(lis) }()
 			c := connect(t, ClientConfig{Self: "a", Dial: w.dial, Addresses: addresses("b")})
 			result := make(chan error, 1)
 			cc := mustConn(t, c, "b", Meta)
@@ -783,12 +786,14 @@ func TestLimits(t *testing.T) {
 			}
 		}
 		c1.Close()
+		synctest.Wait()
 		time.Sleep(5 * time.Second)
 		if _, err := call(t.Context(), mustConn(t, c3, "b", Meta), &nodepb.Error{}); err != nil {
 			t.Error(err)
 		}
 		// Streams count until they end.
 		c2.Close()
+		synctest.Wait() // the server has seen it
 		c4 := connect(t, ClientConfig{Self: "e", Dial: w.dial, Addresses: addresses("b"), CallsMax: 1})
 		cc := mustConn(t, c4, "b", Bulk)
 		for range 3 {

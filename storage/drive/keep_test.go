@@ -423,8 +423,12 @@ func TestModel(t *testing.T) {
 		t.Fatalf("listed %d shards, the model has %d", len(got), len(want))
 	}
 	ok(t, audit(d))
-	if moves+d.counters.moves.Load() == 0 {
-		t.Fatal("nothing was compacted") // hundreds of shards are moved as a rule
+	// Hundreds of shards are moved as a rule; on a busy machine the maintenance may not have come to it yet.
+	for i := 0; moves+d.counters.moves.Load() == 0; i++ {
+		if i > 10_000 {
+			t.Fatal("nothing was compacted")
+		}
+		time.Sleep(time.Millisecond)
 	}
 }
 

@@ -48,42 +48,46 @@ wait_http() { # URL
   exit 1
 }
 
-measure() { # LABEL HOST:PORT PLACE
-  # shellcheck disable=SC2086
-  JSON=$out/$1-$3.json test/bench/s3bench "$1" "$2" benchkey benchsecret "$pid" $sizes
-  if [ "$keys" != 0 ]; then
+measure() { # LABEL HOST:PORT PLACE SIZE
+  if [ "$4" = listing ]; then
     test/bench/s3list "$1" "$2" benchkey benchsecret "$pid" bench-listing fill "$keys"
+  else
+    JSON=$out/$1-$3-$4.json test/bench/s3bench "$1" "$2" benchkey benchsecret "$pid" "$4"
   fi
 }
 
-run_cairn() { # PLACE
+run_cairn() { # PLACE SIZE
   CAIRN_ROOT_ACCESS_KEY=benchkey CAIRN_ROOT_SECRET_KEY=benchsecret "$out/cairn" server --data-dir "$work" \
-    --zones 3 --drives-per-zone 2 --listen 127.0.0.1:9710 --admin-listen 127.0.0.1:9711 ${CAIRN_ARGS:-} >"$out/cairn-$1.log" 2>&1 &
+    --zones 3 --drives-per-zone 2 --listen 127.0.0.1:9710 --admin-listen 127.0.0.1:9711 ${CAIRN_ARGS:-} >"$out/cairn-$1-$2.log" 2>&1 &
   pid=$!
   wait_http http://127.0.0.1:9711/health/ready
-  measure cairn 127.0.0.1:9710 "$1"
+  measure cairn 127.0.0.1:9710 "$1" "$2"
 }
 
-run_minio() { # PLACE
+run_minio() { # PLACE SIZE
   mkdir -p "$work"/drive{1..6}
   MINIO_ROOT_USER=benchkey MINIO_ROOT_PASSWORD=benchsecret MINIO_ROOTDRIVE_THRESHOLD_SIZE=1MB "$MINIO" server --quiet \
-    --address 127.0.0.1:9720 --console-address 127.0.0.1:9721 "$work"/drive{1...6} >"$out/minio-$1.log" 2>&1 &
+    --address 127.0.0.1:9720 --console-address 127.0.0.1:9721 "$work"/drive{1...6} >"$out/minio-$1-$2.log" 2>&1 &
   pid=$!
   wait_http http://127.0.0.1:9720/minio/health/ready
-  measure minio 127.0.0.1:9720 "$1"
+  measure minio 127.0.0.1:9720 "$1" "$2"
 }
 
 for place in $places; do
   parent=$tmpfs
   if [ "$place" = disk ]; then parent=$disk; fi
-  for server in cairn ${MINIO:+minio}; do
-    # The first use of a page of memory is dear on virtual machines, and the host may take back what was not used for a while:
-    # use the pages once before, for each server, whether it needs them for the tmpfs or for the page cache.
-    head -c "$touch" /dev/zero >"$tmpfs/cairn-bench-touch" && rm "$tmpfs/cairn-bench-touch"
-    echo "== $server on $place"
-    work=$(mktemp -d "$parent/cairn-bench.XXXXXX")
-    "run_$server" "$place"
-    cleanup
+  # What one size left behind must not burden the next, nor the faster server more than the slower: each begins with
+  # an empty store.
+  for size in $sizes $([ "$keys" = 0 ] || echo listing); do
+    for server in cairn ${MINIO:+minio}; do
+      # The first use of a page of memory is dear on virtual machines, and the host may take back what was not used for a while:
+      # use the pages once before, for each server, whether it needs them for the tmpfs or for the page cache.
+      head -c "$touch" /dev/zero >"$tmpfs/cairn-bench-touch" && rm "$tmpfs/cairn-bench-touch"
+      echo "== $server on $place, $size"
+      work=$(mktemp -d "$parent/cairn-bench.XXXXXX")
+      "run_$server" "$place" "$size"
+      cleanup
+    done
   done
 done
 python3 test/bench/table.py "$out" "$places"

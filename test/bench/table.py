@@ -4,7 +4,7 @@
 usage: table.py FOLDER "tmpfs disk" [LABELS]
 LABELS (default "cairn minio") are the columns; with "minio" among them, so is each other's CPU next to MinIO's.
 """
-import json, os, sys
+import glob, json, os, sys
 
 folder, places = sys.argv[1], sys.argv[2].split()
 labels = (sys.argv[3] if len(sys.argv) > 3 else "cairn minio").split()
@@ -18,8 +18,8 @@ columns = [
 for place in places:
     rows = {}
     for label in labels:
-        path = os.path.join(folder, f"{label}-{place}.json")
-        if os.path.exists(path):
+        files = glob.glob(os.path.join(folder, f"{label}-{place}.json")) + glob.glob(os.path.join(folder, f"{label}-{place}-*.json"))
+        for path in sorted(files, key=os.path.getmtime):
             for r in json.load(open(path)):
                 rows.setdefault((r["size"], r["op"]), {})[label] = r
     head = ["size", "operation"] + [t.format(names[l]) for t, _ in columns for l in labels] + [f"{l} / MinIO" for l in ratios]
