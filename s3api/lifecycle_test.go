@@ -405,6 +405,24 @@ func TestExpirationHeader(t *testing.T) {
 	want(h.do("HEAD", "/bucket/gone/k", nil), "")
 }
 
+// Without rules it costs nothing to find out that an object does not expire.
+func TestExpirationWithoutRules(t *testing.T) {
+	h := newHarness(t, func(c *Config) {
+		c.Expiry = func(*metapb.LifecycleConfig, *objects.Object) (time.Time, string, bool) { panic("there are no rules") }
+	})
+	q := &request{h: h.handler}
+	o, out := &objects.Object{}, &objects.PutOutput{Attributes: &metapb.Attributes{}}
+	if n := testing.AllocsPerRun(100, func() { q.setExpiration(o); q.setWriteExpiration(out); q.setRestore(o) }); n != 0 || len(q.headers) != 0 {
+		t.Error(n, q.headers)
+	}
+	h.fake.err = errBoom // nothing asks the store
+	out.Lifecycle, out.Attributes = &metapb.LifecycleConfig{}, nil
+	q.setWriteExpiration(out) // of what it is not known which tags it has
+	if len(q.headers) != 0 {
+		t.Error(q.headers)
+	}
+}
+
 func TestRuleIDInHeaders(t *testing.T) {
 	for id, want := range map[string]string{"picture-deletion-rule": "picture-deletion-rule", "Rule for testfile.txt": "Rule for testfile.txt", "a%20\"\\\x00\n+é": "a%2520%22%5C%00%0A%2B%C3%A9"} {
 		got := headerRuleID(id)

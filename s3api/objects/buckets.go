@@ -230,7 +230,7 @@ func (s *Store) configure(ctx context.Context, acct Account, name string, op *me
 	if err := s.finishConfig(ctx, res.Bucket); err != nil {
 		return err
 	}
-	s.buckets.put(bucketFromRow(res.Bucket)) // before it is found out by its generation
+	s.buckets.drop(name) // so that also the next write tells the new rules, which the command's answer leaves out
 	return nil
 }
 
