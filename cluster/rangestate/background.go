@@ -21,23 +21,21 @@ type holder struct {
 	write []byte
 	size  uint64
 	class string
+
+	object  *metapb.ObjectRow // row if it is a version
+	current bool              // the version is the current one
 }
 
 // rewriteData replaces the data of one version or part. It is conditional on
 // the write id and the generation of the data (design rule 12). What becomes
 // garbage is what the old data names and the new does not; op.release must say
 // the same, so that a worker with a wrong idea of either changes nothing.
+// A transition also changes the version's storage class, under the condition that the bucket's configuration is still the
+// one that it was decided by.
 func (m *Machine) rewriteData(cmd *metapb.RangeCommand, op *metapb.RewriteDataOp) ([]byte, error) {
 	detail := checkKey(op.GetBucket(), op.GetKey())
-	if detail == "" && (len(op.WriteId) != idLen || op.Data == nil || (op.VersionSeq == 0) == (op.UploadSeq == 0)) {
-		detail = "a rewrite names a write, its data and either a version or a part"
-	}
 	if detail == "" {
-		sum := uint64(len(op.Data.Inline))
-		for _, c := range op.Data.Chunks {
-			sum += c.GetLength()
-		}
-		detail = checkData(op.Data, sum)
+		detail = checkRewriteOp(op)
 	}
 	if detail != "" {
 		return m.encode(refuse(errs.InvalidArgument, detail))
@@ -49,7 +47,15 @@ func (m *Machine) rewriteData(cmd *metapb.RangeCommand, op *metapb.RewriteDataOp
 	if err != nil {
 		return nil, err
 	}
-	if h == nil || string(h.write) != string(op.WriteId) || h.data.GetGeneration() != op.Generation {
+	conflict := h == nil || string(h.write) != string(op.WriteId) || h.data.GetGeneration() != op.Generation
+	if op.ConfigGeneration != 0 && !conflict {
+		_, refused, err := m.configured(op.Bucket, op.ConfigGeneration)
+		if err != nil {
+			return nil, err
+		}
+		conflict = refused != nil
+	}
+	if conflict {
 		return m.rewriteConflict(cmd, op, h)
 	}
 	if detail := checkRewrite(h, op); detail != "" {
@@ -64,6 +70,26 @@ func (m *Machine) rewriteData(cmd *metapb.RangeCommand, op *metapb.RewriteDataOp
 		return nil, err
 	}
 	return m.leave(cmd, op.Bucket, op.Key, &metapb.RangeResult{Ok: true})
+}
+
+// checkRewriteOp judges a rewrite by itself.
+func checkRewriteOp(op *metapb.RewriteDataOp) string {
+	switch d := op.Data; {
+	case len(op.WriteId) != idLen || d == nil || (op.VersionSeq == 0) == (op.UploadSeq == 0):
+		return "a rewrite names a write, its data and either a version or a part"
+	case op.StorageClass != "" && (op.VersionSeq == 0 || len(op.StorageClass) > classMax):
+		return "only a version has a storage class of its own, of at most 64 bytes"
+	case op.StorageClass != "" && d.UploadSeq != 0:
+		if len(d.Inline) > 0 || len(d.Chunks) > 0 || len(op.Release) > 0 {
+			return "the parts of a multipart object are rewritten one by one"
+		}
+		return ""
+	}
+	sum := uint64(len(op.Data.Inline))
+	for _, c := range op.Data.Chunks {
+		sum += c.GetLength()
+	}
+	return checkData(op.Data, sum)
 }
 
 // holder is the row that op names, whatever its write id, or nil.
@@ -82,7 +108,9 @@ func (m *Machine) holder(op *metapb.RewriteDataOp) (*holder, error) {
 	}
 	key := appendRaw(nil, kindCurrent, op.Bucket, op.Key)
 	row, err := m.current(op.Bucket, op.Key)
+	current := true
 	if err == nil && (row == nil || row.Seq != op.VersionSeq) {
+		current = false
 		key = appendSeqRow(nil, kindVersion, op.Bucket, op.Key, op.VersionSeq)
 		row, err = m.version(op.Bucket, op.Key, op.VersionSeq)
 	}
@@ -92,7 +120,10 @@ func (m *Machine) holder(op *metapb.RewriteDataOp) (*holder, error) {
 	if row.Data == nil {
 		row.Data = &metapb.Data{}
 	}
-	return &holder{key: key, row: row, data: row.Data, write: row.WriteId, size: row.Size, class: className(row.GetAttributes().GetStorageClass())}, nil
+	return &holder{
+		key: key, row: row, data: row.Data, write: row.WriteId, size: row.Size, class: className(row.GetAttributes().GetStorageClass()),
+		object: row, current: current,
+	}, nil
 }
 
 // rewriteConflict refuses a rewrite whose condition does not hold and frees what
@@ -108,8 +139,8 @@ func (m *Machine) rewriteConflict(cmd *metapb.RangeCommand, op *metapb.RewriteDa
 			fresh = append(fresh, c)
 		}
 	}
-	class := ""
-	if h != nil {
+	class := op.StorageClass // what it brought was written for the new one
+	if h != nil && class == "" {
 		class = h.class
 	}
 	res := refuse(errs.Conflict, "the data was changed meanwhile")
@@ -121,6 +152,14 @@ func (m *Machine) rewriteConflict(cmd *metapb.RangeCommand, op *metapb.RewriteDa
 
 // checkRewrite judges the new data against the old.
 func checkRewrite(h *holder, op *metapb.RewriteDataOp) string {
+	switch {
+	case op.Data.UploadSeq != h.data.UploadSeq || op.Data.Parts != h.data.Parts:
+		return "the data of a version is not made of other parts than it was"
+	case op.StorageClass != "" && !bytes.Equal(op.Data.Inline, h.data.Inline):
+		return "data that lies in its row stays there"
+	case h.data.UploadSeq != 0:
+		return "" // nothing of it changes
+	}
 	sum := uint64(len(op.Data.Inline))
 	for _, c := range op.Data.Chunks {
 		sum += c.Length
@@ -133,7 +172,7 @@ func checkRewrite(h *holder, op *metapb.RewriteDataOp) string {
 			return "a chunk that stays must lie where it lay"
 		}
 	}
-	if sum != h.size || h.data.UploadSeq != 0 {
+	if sum != h.size {
 		return "the new data has another length than the old"
 	}
 	gone := 0
@@ -160,6 +199,11 @@ func (m *Machine) rewrite(op *metapb.RewriteDataOp, h *holder) error {
 	}
 	h.data.Inline, h.data.Chunks = op.Data.Inline, op.Data.Chunks
 	h.data.Generation++
+	if op.StorageClass != "" {
+		if err := m.reclass(op.Bucket, h.object, h.current, op.StorageClass); err != nil {
+			return err
+		}
+	}
 	if err := m.put(h.key, h.row); err != nil {
 		return err
 	}

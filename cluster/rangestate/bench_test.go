@@ -150,3 +150,48 @@ func BenchmarkManyVersions(b *testing.B) {
 		}
 	})
 }
+
+// BenchmarkLifecycleScan is the walk that lifecycle rules are decided by, per row: a bucket of plain objects, and one with tags and
+// four versions of each key.
+func BenchmarkLifecycleScan(b *testing.B) {
+	const keys = 20000
+	for _, versions := range []int{1, 4} {
+		for _, flushed := range []bool{false, true} {
+			b.Run(fmt.Sprintf("versions=%d/flushed=%v", versions, flushed), func(b *testing.B) {
+				s := newStore(b)
+				s.bucket(1, metapb.Versioning_VERSIONING_ENABLED)
+				var datas [][]byte
+				for i := range keys {
+					op := typicalPut(s, fmt.Sprintf("folder/some-object-%08d", i/versions))
+					if versions > 1 {
+						op.Row.Attributes.Tags = []*metapb.KV{{Name: "project", Value: "lighthouse"}, {Name: "keep", Value: fmt.Sprint(i % 2)}}
+					}
+					data, err := s.command(op).MarshalVT()
+					if err != nil {
+						b.Fatal(err)
+					}
+					if datas = append(datas, data); len(datas) == 1000 {
+						s.applyRaw(datas...)
+						datas = nil
+					}
+				}
+				if flushed {
+					if err := s.db.Flush(); err != nil {
+						b.Fatal(err)
+					}
+				}
+				b.ReportAllocs()
+				b.ResetTimer()
+				var pos *LifecyclePos
+				for n := 0; n < b.N; {
+					seen, err := 0, error(nil)
+					pos, err = s.viewB(b).Lifecycle(1, pos, min(1000, b.N-n), func(*LifecycleRow) (bool, error) { seen++; return true, nil })
+					if err != nil {
+						b.Fatal(err)
+					}
+					n += seen
+				}
+			})
+		}
+	}
+}

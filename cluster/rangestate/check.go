@@ -15,6 +15,7 @@ import (
 const (
 	idLen      = 16
 	shardsMax  = 64 // ChunkRef.missing has as many bits
+	classMax   = 64
 	lockDayMax = 36500
 	yearDays   = 365 // of a default retention: leap years would need a calendar, which a state machine should not depend on
 	dayMS      = 24 * 60 * 60 * 1000

@@ -49,7 +49,19 @@
 // touches a fixed number of rows, however many versions the key has.
 //
 // UpdateVersion changes tags, retention or legal hold in the version's row, where it lies. RewriteData changes only the data,
-// under the data's own generation: neither hinders the other.
+// under the data's own generation: neither hinders the other. A transition is a RewriteData that also names the storage class
+// that the version has from then on, in its row and in the counters; the chunks that it releases become garbage of the class
+// they were written for. The parts of a multipart object are rewritten one by one, and the version's class changes last,
+// with its data as it is. Data that lies in its row stays there.
+//
+// # Lifecycle
+//
+// What a bucket's lifecycle rules ask for is decided outside, by a look at the state ([View.Lifecycle]), and carried out by
+// Expire and RewriteData under the condition that it still holds. Each names the generation of the bucket that
+// it was decided by: the rules themselves are no business of the ranges, but a change of them raises the generation, and from
+// then on the range refuses what older ones decided, with Conflict. An entry of an Expire names a version, delete marker or
+// upload by sequence and nonce and says what it is taken for; if it is not there, or is not that any more (current,
+// noncurrent, the only one), it is a Conflict too, and nothing changes. A lock keeps what it protects: nothing bypasses it here.
 //
 // # Buckets
 //
@@ -95,8 +107,8 @@
 // than OutcomeRetention ahead of range time, since its outcome could not be kept long
 // enough. So a command is never applied twice, whatever issued_ms says.
 //
-// An outcome of a bucket command lies under the key of the bucket's row. A bulk delete
-// has one outcome for each key it names, so that a split keeps them with the keys.
+// An outcome of a bucket command lies under the key of the bucket's row. A bulk delete or an
+// Expire has one outcome for each key it names, so that a split keeps them with the keys.
 //
 // DropGarbage, DropRepair, ExpandDoomed, Sweep and Tick need no outcomes: the first
 // two name rows by sequence numbers that are never given out twice, the next two go on

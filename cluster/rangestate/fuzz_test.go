@@ -17,6 +17,11 @@ func FuzzApply(f *testing.F) {
 		&metapb.CompleteUploadOp{Bucket: 1, Key: []byte("k"), UploadSeq: 4, UploadGeneration: 2, Parts: []*metapb.ManifestPart{{Number: 1, Size: 10}}},
 		&metapb.AbortUploadOp{Bucket: 1, Key: []byte("k"), UploadSeq: 4}, &metapb.ExpandDoomedOp{Only: []*metapb.DoomedID{{Bucket: 1}}},
 		&metapb.RewriteDataOp{Bucket: 1, Key: []byte("k"), VersionSeq: 1, WriteId: seed.id16(), Data: &metapb.Data{Inline: []byte("x")}},
+		&metapb.RewriteDataOp{Bucket: 1, Key: []byte("k"), VersionSeq: 1, WriteId: seed.id16(), Data: &metapb.Data{UploadSeq: 4, Parts: 1}, StorageClass: "GLACIER_IR", ConfigGeneration: 1},
+		&metapb.ExpireOp{Bucket: 1, ConfigGeneration: 1, Entries: []*metapb.ExpireEntry{
+			{What: metapb.ExpireEntry_CURRENT, Key: []byte("k"), VersionSeq: 1}, {What: metapb.ExpireEntry_UPLOAD, Key: []byte("k"), VersionSeq: 4},
+			{What: metapb.ExpireEntry_MARKER, Key: []byte("k"), VersionSeq: 2}, {What: metapb.ExpireEntry_NONCURRENT, Key: []byte("k"), VersionSeq: 1},
+		}},
 		&metapb.DropGarbageOp{Ids: []*metapb.GarbageID{{Seq: 1}}}, &metapb.DropRepairOp{Ids: []*metapb.RepairID{{Bucket: 1, Key: []byte("k")}}},
 		&metapb.SweepOp{RowsMax: 1}, &metapb.FenceBucketOp{Bucket: 1, Generation: 2}, &metapb.DropBucketOp{Bucket: 1, Generation: 2}, &metapb.TickOp{},
 	} {

@@ -16,6 +16,13 @@ func TestGrowth(t *testing.T) {
 		}
 		return &metapb.RangeCommand{Op: &metapb.RangeCommand_DeleteObjects{DeleteObjects: op}}
 	}
+	expire := func(what ...metapb.ExpireEntry_What) *metapb.RangeCommand {
+		op := &metapb.ExpireOp{Bucket: 1}
+		for _, w := range what {
+			op.Entries = append(op.Entries, &metapb.ExpireEntry{Key: []byte("k"), What: w})
+		}
+		return &metapb.RangeCommand{Op: &metapb.RangeCommand_Expire{Expire: op}}
+	}
 	for _, c := range []struct {
 		name string
 		cmd  *metapb.RangeCommand
@@ -28,6 +35,8 @@ func TestGrowth(t *testing.T) {
 		{"abort", &metapb.RangeCommand{Op: &metapb.RangeCommand_AbortUpload{AbortUpload: &metapb.AbortUploadOp{}}}, cluster.GrowthNone},
 		{"delete of versions", del(true, true), cluster.GrowthNone},
 		{"delete of a key", del(true, false), cluster.GrowthSmall},
+		{"expiry of a version", expire(metapb.ExpireEntry_NONCURRENT, metapb.ExpireEntry_MARKER, metapb.ExpireEntry_UPLOAD), cluster.GrowthNone},
+		{"expiry of a key", expire(metapb.ExpireEntry_NONCURRENT, metapb.ExpireEntry_CURRENT), cluster.GrowthSmall},
 		{"tags", &metapb.RangeCommand{Op: &metapb.RangeCommand_UpdateVersion{UpdateVersion: &metapb.UpdateVersionOp{
 			Change: &metapb.UpdateVersionOp_Tags{Tags: &metapb.Tags{}},
 		}}}, cluster.GrowthLarge},

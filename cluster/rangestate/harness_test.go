@@ -90,6 +90,8 @@ func (s *store) command(op any) *metapb.RangeCommand {
 		cmd.Op = &metapb.RangeCommand_PutObject{PutObject: op}
 	case *metapb.DeleteObjectsOp:
 		cmd.Op = &metapb.RangeCommand_DeleteObjects{DeleteObjects: op}
+	case *metapb.ExpireOp:
+		cmd.Op = &metapb.RangeCommand_Expire{Expire: op}
 	case *metapb.CreateUploadOp:
 		cmd.Op = &metapb.RangeCommand_CreateUpload{CreateUpload: op}
 	case *metapb.PutPartOp:

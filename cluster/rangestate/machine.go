@@ -218,6 +218,8 @@ func (m *Machine) dispatch(e *cluster.Entry, cmd *metapb.RangeCommand) ([]byte, 
 		return m.putObject(cmd, op.PutObject)
 	case *metapb.RangeCommand_DeleteObjects:
 		return m.deleteObjects(cmd, op.DeleteObjects)
+	case *metapb.RangeCommand_Expire:
+		return m.expire(cmd, op.Expire)
 	case *metapb.RangeCommand_CreateUpload:
 		return m.createUpload(cmd, op.CreateUpload)
 	case *metapb.RangeCommand_PutPart:

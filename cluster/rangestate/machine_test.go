@@ -140,10 +140,21 @@ func TestMalformed(t *testing.T) {
 		"upload":        put(func(o *metapb.PutObjectOp) { o.Row.Data.UploadSeq = 1 }),
 		"no entries":    &metapb.DeleteObjectsOp{Bucket: 1},
 		"many entries":  &metapb.DeleteObjectsOp{Bucket: 1, Entries: make([]*metapb.DeleteEntry, 1001)},
+		"no expiries":   &metapb.ExpireOp{Bucket: 1, ConfigGeneration: 1},
+		"many expiries": &metapb.ExpireOp{Bucket: 1, ConfigGeneration: 1, Entries: make([]*metapb.ExpireEntry, 1001)},
+		"expire when":   expiry(1, 0, metapb.ExpireEntry_CURRENT, "k", 1),
+		"expire where":  expiry(0, 1, metapb.ExpireEntry_CURRENT, "k", 1),
+		"expire what":   expiry(1, 1, metapb.ExpireEntry_NOTHING, "k", 1),
+		"expire news":   expiry(1, 1, 5, "k", 1),
+		"expire no key": expiry(1, 1, metapb.ExpireEntry_UPLOAD, "", 1),
+		"expire any":    expiry(1, 1, metapb.ExpireEntry_CURRENT, "k", 0),
 		"part":          &metapb.PutPartOp{Bucket: 1, Key: []byte("k"), Row: &metapb.PartRow{Number: 10001, WriteId: s.id16()}},
 		"upload row":    &metapb.CreateUploadOp{Bucket: 1, Key: []byte("k")},
 		"rewrite":       &metapb.RewriteDataOp{Bucket: 1, Key: []byte("k"), WriteId: s.id16(), VersionSeq: 1},
 		"rewrite both":  &metapb.RewriteDataOp{Bucket: 1, Key: []byte("k"), WriteId: s.id16(), VersionSeq: 1, UploadSeq: 1, Data: &metapb.Data{}},
+		"part class":    &metapb.RewriteDataOp{Bucket: 1, Key: []byte("k"), WriteId: s.id16(), UploadSeq: 1, Part: 1, Data: &metapb.Data{}, StorageClass: "GLACIER_IR"},
+		"long class":    &metapb.RewriteDataOp{Bucket: 1, Key: []byte("k"), WriteId: s.id16(), VersionSeq: 1, Data: &metapb.Data{}, StorageClass: strings.Repeat("X", 65)},
+		"class + parts": &metapb.RewriteDataOp{Bucket: 1, Key: []byte("k"), WriteId: s.id16(), VersionSeq: 1, Data: &metapb.Data{UploadSeq: 1, Inline: []byte("x")}, StorageClass: "GLACIER_IR"},
 		"bucket":        &metapb.PutBucketOp{},
 		"many ids":      &metapb.DropGarbageOp{Ids: make([]*metapb.GarbageID, 2001)},
 		"many repairs":  &metapb.DropRepairOp{Ids: make([]*metapb.RepairID, 2001)},
@@ -155,9 +166,16 @@ func TestMalformed(t *testing.T) {
 		"when to fence": &metapb.FenceBucketOp{Bucket: 1},
 		"when to drop":  &metapb.DropBucketOp{Bucket: 1},
 	} {
-		if op, ok := op.(*metapb.DeleteObjectsOp); ok {
+		switch op := op.(type) {
+		case *metapb.DeleteObjectsOp:
 			for i := range op.Entries {
 				op.Entries[i] = &metapb.DeleteEntry{Key: []byte("k")}
+			}
+		case *metapb.ExpireOp:
+			for i, e := range op.Entries {
+				if e == nil {
+					op.Entries[i] = &metapb.ExpireEntry{Key: []byte("k"), What: metapb.ExpireEntry_CURRENT, VersionSeq: 1}
+				}
 			}
 		}
 		if res := s.do(op); errs.Kind(res.Kind) != errs.InvalidArgument || res.Freed {

@@ -102,6 +102,8 @@ func (m *model) run(cmd *metapb.RangeCommand, now int64, got *metapb.RangeResult
 		return m.once(cmd, op.PutObject.Bucket, string(op.PutObject.Key), func() *metapb.RangeResult { return m.put(op.PutObject, got) })
 	case *metapb.RangeCommand_DeleteObjects:
 		return m.deleteAll(cmd, op.DeleteObjects, got)
+	case *metapb.RangeCommand_Expire:
+		return m.expireAll(cmd, op.Expire, got)
 	case *metapb.RangeCommand_CreateUpload:
 		return m.once(cmd, op.CreateUpload.Bucket, string(op.CreateUpload.Key), func() *metapb.RangeResult { return m.create(op.CreateUpload, got) })
 	case *metapb.RangeCommand_PutPart:
@@ -305,31 +307,38 @@ func (m *model) put(op *metapb.PutObjectOp, got *metapb.RangeResult) *metapb.Ran
 }
 
 func (m *model) deleteAll(cmd *metapb.RangeCommand, op *metapb.DeleteObjectsOp, got *metapb.RangeResult) *metapb.RangeResult {
-	res := &metapb.RangeResult{Ok: true, Entries: make([]*metapb.RangeResult, len(op.Entries))}
+	return m.bulk(cmd, op.Bucket, len(op.Entries), func(i int) []byte { return op.Entries[i].Key }, func(mine []int) *metapb.RangeResult {
+		all := &metapb.RangeResult{Ok: true}
+		for _, i := range mine {
+			all.Entries = append(all.Entries, m.delete(op, op.Entries[i], got.Entries[i]))
+		}
+		return all
+	})
+}
+
+// bulk is the rule of repeats for commands on several keys. run answers the entries of one key, together or each by itself.
+func (m *model) bulk(cmd *metapb.RangeCommand, bucket uint64, n int, key func(i int) []byte, run func(mine []int) *metapb.RangeResult) *metapb.RangeResult {
+	res := &metapb.RangeResult{Ok: true, Entries: make([]*metapb.RangeResult, n)}
 	seen := map[string]bool{}
-	for _, e := range op.Entries {
-		if seen[string(e.Key)] {
+	together := map[errs.Kind]bool{}
+	for at := range n {
+		if seen[string(key(at))] {
 			continue
 		}
-		seen[string(e.Key)] = true
+		seen[string(key(at))] = true
 		var mine []int
-		for i := range op.Entries {
-			if string(op.Entries[i].Key) == string(e.Key) {
+		for i := range n {
+			if string(key(i)) == string(key(at)) {
 				mine = append(mine, i)
 			}
 		}
-		all := m.once(cmd, op.Bucket, string(e.Key), func() *metapb.RangeResult {
-			all := &metapb.RangeResult{Ok: true}
-			for _, i := range mine {
-				all.Entries = append(all.Entries, m.delete(op, op.Entries[i], got.Entries[i]))
-			}
-			return all
-		})
+		all := m.once(cmd, bucket, string(key(at)), func() *metapb.RangeResult { return run(mine) })
 		for n, i := range mine {
 			if res.Entries[i] = all; all.Ok {
 				res.Entries[i] = all.Entries[n]
 			}
 		}
+		together[errs.Kind(all.Kind)] = true
 	}
 	first := res.Entries[0]
 	for _, kind := range []errs.Kind{errs.NoSuchBucket, errs.BucketBusy, errs.TooLate} {
@@ -337,6 +346,69 @@ func (m *model) deleteAll(cmd *metapb.RangeCommand, op *metapb.DeleteObjectsOp, 
 			res.Ok, res.Kind = false, first.Kind
 		}
 	}
+	if together[errs.Conflict] {
+		res.Ok, res.Kind = false, uint32(errs.Conflict)
+	}
+	return res
+}
+
+func (m *model) expireAll(cmd *metapb.RangeCommand, op *metapb.ExpireOp, got *metapb.RangeResult) *metapb.RangeResult {
+	return m.bulk(cmd, op.Bucket, len(op.Entries), func(i int) []byte { return op.Entries[i].Key }, func(mine []int) *metapb.RangeResult {
+		b, no := m.live(op.Bucket)
+		if no != nil || b.row.Generation != op.ConfigGeneration {
+			return fail(errs.Conflict)
+		}
+		all := &metapb.RangeResult{Ok: true}
+		for _, i := range mine {
+			all.Entries = append(all.Entries, m.expire(b, op.Entries[i], got.Entries[i]))
+		}
+		return all
+	})
+}
+
+func (m *model) expire(b *mBucket, e *metapb.ExpireEntry, got *metapb.RangeResult) *metapb.RangeResult {
+	key := string(e.Key)
+	if e.What == metapb.ExpireEntry_UPLOAD {
+		i := b.upload(key, e.VersionSeq, e.VersionNonce)
+		if i < 0 {
+			return fail(errs.Conflict)
+		}
+		b.uploads = slices.Delete(b.uploads, i, i+1)
+		return &metapb.RangeResult{Ok: true}
+	}
+	vs := b.keys[key]
+	i := slices.IndexFunc(vs, func(v *mVersion) bool { return v.seq == e.VersionSeq && v.nonce == e.VersionNonce })
+	switch {
+	case i < 0, e.What == metapb.ExpireEntry_CURRENT && (i > 0 || vs[0].marker),
+		e.What == metapb.ExpireEntry_NONCURRENT && i == 0,
+		e.What == metapb.ExpireEntry_MARKER && (!vs[i].marker || len(vs) > 1):
+		return fail(errs.Conflict)
+	}
+	v := vs[i]
+	if e.What != metapb.ExpireEntry_CURRENT {
+		if m.locked(v, false) {
+			return fail(errs.ObjectLocked)
+		}
+		if b.keys[key] = slices.Delete(slices.Clone(vs), i, i+1); len(vs) == 1 {
+			delete(b.keys, key)
+		}
+		res := named(b, v)
+		res.DeleteMarker = v.marker
+		return res
+	}
+	switch b.row.Versioning {
+	case metapb.Versioning_VERSIONING_NEVER:
+		delete(b.keys, key)
+		return &metapb.RangeResult{Ok: true}
+	case metapb.Versioning_VERSIONING_SUSPENDED:
+		if slices.ContainsFunc(vs, func(v *mVersion) bool { return v.null && m.locked(v, false) }) {
+			return fail(errs.ObjectLocked)
+		}
+	}
+	marker := &mVersion{seq: m.newSeq(got.VersionSeq), nonce: e.MarkerNonce, marker: true}
+	m.add(b, key, marker)
+	res := named(b, marker)
+	res.DeleteMarker = true
 	return res
 }
 
@@ -566,7 +638,11 @@ func (m *model) abort(op *metapb.AbortUploadOp) *metapb.RangeResult {
 func (m *model) rewrite(op *metapb.RewriteDataOp) *metapb.RangeResult {
 	m.take(op.Data.Chunks)
 	write, gen, chunks := m.holder(op)
-	if write == nil || *write != string(op.WriteId) || *gen != op.Generation {
+	conflict := write == nil || *write != string(op.WriteId) || *gen != op.Generation
+	if b := m.buckets[op.Bucket]; op.ConfigGeneration != 0 {
+		conflict = conflict || b == nil || b.row.Fenced || b.row.Generation != op.ConfigGeneration
+	}
+	if conflict {
 		var have []*metapb.ChunkRef
 		if chunks != nil {
 			have = *chunks
@@ -581,6 +657,15 @@ func (m *model) rewrite(op *metapb.RewriteDataOp) *metapb.RangeResult {
 	}
 	*gen++
 	*chunks = op.Data.Chunks
+	if op.StorageClass != "" {
+		for _, v := range m.buckets[op.Bucket].keys[string(op.Key)] {
+			if v.seq == op.VersionSeq {
+				if v.class = op.StorageClass; v.class == "STANDARD" {
+					v.class = ""
+				}
+			}
+		}
+	}
 	return &metapb.RangeResult{Ok: true}
 }
 

@@ -61,6 +61,20 @@ func TestReadsOfMovingVersions(t *testing.T) {
 				t.Errorf("versions: %v latest, %d of ours, %v", latest, mine, err)
 				return
 			}
+			latest, mine = 0, 0
+			_, err = v.Lifecycle(1, nil, 10, func(r *LifecycleRow) (bool, error) {
+				if r.Newest {
+					latest++
+				}
+				if r.Object.Seq == uint64(id.Seq) && r.Only == r.Newest {
+					mine++
+				}
+				return true, nil
+			})
+			if err != nil || latest != 1 || mine != 1 {
+				t.Errorf("lifecycle: %v latest, %d of ours, %v", latest, mine, err)
+				return
+			}
 		}
 	}()
 	for i := range 1500 {

@@ -336,13 +336,18 @@ func (m *Machine) tryAbort(op *metapb.AbortUploadOp) (*metapb.RangeResult, error
 	case op.IfInitiatedMs != 0 && op.IfInitiatedMs != up.InitiatedMs:
 		return refuse(errs.Conflict, "the upload was initiated at another time"), nil
 	}
-	c, err := m.count(op.Bucket, up.GetAttributes().GetStorageClass())
+	return m.abort(op.Bucket, op.Key, up)
+}
+
+// abort ends an upload in progress and dooms its parts.
+func (m *Machine) abort(bucket uint64, key []byte, up *metapb.UploadRow) (*metapb.RangeResult, error) {
+	c, err := m.count(bucket, up.GetAttributes().GetStorageClass())
 	if err != nil {
 		return nil, err
 	}
 	c.Uploads--
 	c.UploadBytes -= int64(up.Bytes)
-	m.key = appendSeqRow(m.key[:0], kindUpload, op.Bucket, op.Key, up.Seq)
+	m.key = appendSeqRow(m.key[:0], kindUpload, bucket, key, up.Seq)
 	if err := m.del(m.key); err != nil {
 		return nil, err
 	}
@@ -350,5 +355,5 @@ func (m *Machine) tryAbort(op *metapb.AbortUploadOp) (*metapb.RangeResult, error
 	if up.Parts == 0 {
 		return res, nil
 	}
-	return res, m.doom(op.Bucket, op.Key, up.Seq, up.WriteId, false)
+	return res, m.doom(bucket, key, up.Seq, up.WriteId, false)
 }

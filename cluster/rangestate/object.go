@@ -3,7 +3,6 @@ package rangestate
 import (
 	"encoding/binary"
 	"errors"
-	"slices"
 
 	"github.com/cockroachdb/pebble/v2"
 
@@ -388,8 +387,7 @@ func (m *Machine) tryPut(op *metapb.PutObjectOp) (res *metapb.RangeResult, store
 
 // ---- DeleteObjects ----
 
-// deleteObjects runs the entries in order. The entries of one key share an outcome
-// row, which holds their results in order. When every entry was refused for the
+// deleteObjects runs the entries in order. When every entry was refused for the
 // same reason that is not its own (bucket, bounds, time), the whole result carries it too.
 func (m *Machine) deleteObjects(cmd *metapb.RangeCommand, op *metapb.DeleteObjectsOp) ([]byte, error) {
 	if op.GetBucket() == 0 || len(op.Entries) == 0 || len(op.Entries) > DeleteEntriesMax {
@@ -400,104 +398,16 @@ func (m *Machine) deleteObjects(cmd *metapb.RangeCommand, op *metapb.DeleteObjec
 			return m.encode(refuse(errs.InvalidArgument, detail))
 		}
 	}
-	results := make([]*metapb.RangeResult, len(op.Entries))
-	for i, same := range groupEntries(op.Entries) {
-		if same == nil {
-			continue // went with an earlier entry of its key
-		}
-		if err := m.deleteKey(cmd, op, op.Entries[i].Key, same, results); err != nil {
-			return nil, err
-		}
+	bk := &bulk{
+		bucket: op.Bucket, results: make([]*metapb.RangeResult, len(op.Entries)),
+		key: func(i int) []byte { return op.Entries[i].Key },
+		run: func(i int) (*metapb.RangeResult, error) { return m.deleteEntry(op, op.Entries[i]) },
 	}
-	res := &metapb.RangeResult{Ok: true, Entries: results}
-	if i := slices.IndexFunc(results, func(r *metapb.RangeResult) bool { return errs.Kind(r.Kind) == errs.WrongRange }); i >= 0 {
-		// Of one of them; the others are sent on one after the other.
-		wrong, err := m.wrongRangeResult(op.Bucket, op.Entries[i].Key)
-		if err != nil {
-			return nil, err
-		}
-		res.Ranges = wrong.Ranges
-	}
-	if kind := commonRefusal(results); kind != 0 {
-		res.Ok, res.Kind, res.Detail = false, uint32(kind), results[0].Detail
+	res, err := m.bulk(cmd, bk)
+	if err != nil {
+		return nil, err
 	}
 	return m.encode(res)
-}
-
-// groupEntries answers, for the first entry of each key, the indexes of all entries of that key; nil for the others.
-func groupEntries(entries []*metapb.DeleteEntry) [][]int {
-	out := make([][]int, len(entries))
-	if len(entries) == 1 {
-		out[0] = []int{0}
-		return out
-	}
-	first := make(map[string]int, len(entries))
-	for i, e := range entries {
-		f, seen := first[string(e.Key)]
-		if !seen {
-			f = i
-			first[string(e.Key)] = i
-		}
-		out[f] = append(out[f], i)
-	}
-	return out
-}
-
-// commonRefusal is the kind all results share if it is one about the command and not about its keys.
-func commonRefusal(results []*metapb.RangeResult) errs.Kind {
-	kind := errs.Kind(results[0].Kind)
-	switch kind {
-	case errs.NoSuchBucket, errs.BucketBusy, errs.WrongRange, errs.TooLate:
-	default:
-		return 0
-	}
-	for _, r := range results {
-		if r.Ok || errs.Kind(r.Kind) != kind {
-			return 0
-		}
-	}
-	return kind
-}
-
-// deleteKey runs the entries with these indexes, all of one key, and stores their results.
-func (m *Machine) deleteKey(cmd *metapb.RangeCommand, op *metapb.DeleteObjectsOp, key []byte, same []int, results []*metapb.RangeResult) error {
-	out, err := m.enter(cmd, op.Bucket, key)
-	if err != nil {
-		return err
-	}
-	if out != nil {
-		return m.repeatDelete(out, same, results)
-	}
-	kept := &metapb.RangeResult{Ok: true}
-	for _, i := range same {
-		res, err := m.deleteEntry(op, op.Entries[i])
-		if err != nil {
-			return err
-		}
-		results[i] = res
-		kept.Entries = append(kept.Entries, res)
-	}
-	_, err = m.leave(cmd, op.Bucket, key, kept)
-	return err
-}
-
-// repeatDelete answers the entries of a key from a kept result or a refusal of all of them.
-func (m *Machine) repeatDelete(out []byte, same []int, results []*metapb.RangeResult) error {
-	var kept metapb.RangeResult
-	if err := kept.UnmarshalVT(out); err != nil {
-		return corrupt(m.key, err)
-	}
-	for n, i := range same {
-		switch {
-		case !kept.Ok:
-			results[i] = refuse(errs.Kind(kept.Kind), kept.Detail)
-		case n < len(kept.Entries):
-			results[i] = kept.Entries[n]
-		default:
-			results[i] = refuse(errs.InvalidRequest, "the command came before with fewer entries of this key")
-		}
-	}
-	return nil
 }
 
 func (m *Machine) deleteEntry(op *metapb.DeleteObjectsOp, e *metapb.DeleteEntry) (*metapb.RangeResult, error) {
@@ -522,11 +432,17 @@ func (m *Machine) deleteEntry(op *metapb.DeleteObjectsOp, e *metapb.DeleteEntry)
 	if b.Versioning == metapb.Versioning_VERSIONING_NEVER && h.cur == nil {
 		return &metapb.RangeResult{Ok: true}, nil
 	}
-	if err := m.supersede(b, op.Bucket, e.Key, h); err != nil {
+	return m.deleteNewest(b, op.Bucket, e.Key, h, e.MarkerNonce, op.Owner)
+}
+
+// deleteNewest removes the current version of a bucket without versions, else a delete marker with this nonce and owner
+// supersedes what is the newest. The caller has checked that nothing locked is replaced.
+func (m *Machine) deleteNewest(b *metapb.BucketRow, bucket uint64, key []byte, h heads, nonce uint64, owner string) (*metapb.RangeResult, error) {
+	if err := m.supersede(b, bucket, key, h); err != nil {
 		return nil, err
 	}
 	if h.cur != nil {
-		m.key = appendRaw(m.key[:0], kindCurrent, op.Bucket, e.Key)
+		m.key = appendRaw(m.key[:0], kindCurrent, bucket, key)
 		if err := m.del(m.key); err != nil {
 			return nil, err
 		}
@@ -534,26 +450,26 @@ func (m *Machine) deleteEntry(op *metapb.DeleteObjectsOp, e *metapb.DeleteEntry)
 	if b.Versioning == metapb.Versioning_VERSIONING_NEVER {
 		return &metapb.RangeResult{Ok: true}, nil
 	}
-	return m.putMarker(b, op, e)
+	return m.putMarker(b, bucket, key, nonce, owner)
 }
 
 // putMarker writes a delete marker as the newest version.
-func (m *Machine) putMarker(b *metapb.BucketRow, op *metapb.DeleteObjectsOp, e *metapb.DeleteEntry) (*metapb.RangeResult, error) {
+func (m *Machine) putMarker(b *metapb.BucketRow, bucket uint64, key []byte, nonce uint64, owner string) (*metapb.RangeResult, error) {
 	row := &metapb.ObjectRow{
-		Format: 1, Seq: m.nextSeq(), Nonce: e.MarkerNonce, DeleteMarker: true, ModifiedMs: m.now(), Owner: op.Owner,
+		Format: 1, Seq: m.nextSeq(), Nonce: nonce, DeleteMarker: true, ModifiedMs: m.now(), Owner: owner,
 		NullVersion: b.Versioning == metapb.Versioning_VERSIONING_SUSPENDED,
 	}
-	c, err := m.count(op.Bucket, "")
+	c, err := m.count(bucket, "")
 	if err != nil {
 		return nil, err
 	}
 	c.Markers++
-	m.key = appendSeqRow(m.key[:0], kindVersion, op.Bucket, e.Key, row.Seq)
+	m.key = appendSeqRow(m.key[:0], kindVersion, bucket, key, row.Seq)
 	if err := m.put(m.key, row); err != nil {
 		return nil, err
 	}
 	if row.NullVersion {
-		if err := m.putNull(op.Bucket, e.Key, row.Seq); err != nil {
+		if err := m.putNull(bucket, key, row.Seq); err != nil {
 			return nil, err
 		}
 	}

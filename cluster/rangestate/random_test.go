@@ -271,13 +271,14 @@ func (w *world) newAbort() any {
 	return op
 }
 
-// newRewrite makes a rewrite of some data in use: a repair, or a move of some of its chunks.
-func (w *world) newRewrite() any {
-	type target struct {
-		op     *metapb.RewriteDataOp
-		chunks []*metapb.ChunkRef
-	}
-	var all []target
+// target is a version or part in use, as a rewrite names it.
+type target struct {
+	op     *metapb.RewriteDataOp
+	chunks []*metapb.ChunkRef
+	v      *mVersion // nil: a part
+}
+
+func (w *world) targets() (all []target) {
 	for _, id := range []uint64{1, 2, 3, 4} {
 		b := w.model.buckets[id]
 		if b == nil {
@@ -285,13 +286,13 @@ func (w *world) newRewrite() any {
 		}
 		part := func(key string, upload uint64, p *mPart) {
 			all = append(all, target{&metapb.RewriteDataOp{
-				Bucket: id, Key: []byte(key), UploadSeq: upload, Part: p.number, WriteId: []byte(p.write), Generation: p.gen}, p.chunks})
+				Bucket: id, Key: []byte(key), UploadSeq: upload, Part: p.number, WriteId: []byte(p.write), Generation: p.gen}, p.chunks, nil})
 		}
 		for _, key := range sortedKeys(b.keys) {
 			for _, v := range b.keys[key] {
-				if !v.marker && v.upload == 0 {
+				if !v.marker {
 					all = append(all, target{&metapb.RewriteDataOp{
-						Bucket: id, Key: []byte(key), VersionSeq: v.seq, WriteId: []byte(v.write), Generation: v.gen}, v.chunks})
+						Bucket: id, Key: []byte(key), VersionSeq: v.seq, WriteId: []byte(v.write), Generation: v.gen}, v.chunks, v})
 				}
 				for _, p := range v.parts {
 					part(key, v.upload, p)
@@ -306,7 +307,13 @@ func (w *world) newRewrite() any {
 			}
 		}
 	}
-	all = slices.DeleteFunc(all, func(t target) bool { return len(t.chunks) == 0 })
+	return all
+}
+
+// newRewrite makes a rewrite of some data in use: a repair, a move of some of its chunks, or a transition.
+func (w *world) newRewrite() any {
+	transition := w.chance(50)
+	all := slices.DeleteFunc(w.targets(), func(t target) bool { return len(t.chunks) == 0 && (t.v == nil || !transition) })
 	if len(all) == 0 {
 		return &metapb.TickOp{}
 	}
@@ -326,6 +333,21 @@ func (w *world) newRewrite() any {
 		}
 		op.Data.Chunks = append(op.Data.Chunks, n)
 	}
+	if transition {
+		op.ConfigGeneration = w.generation(op.Bucket)
+		if w.chance(60) {
+			op.ConfigGeneration = w.model.buckets[op.Bucket].row.Generation
+		}
+	}
+	if transition && t.v != nil {
+		op.StorageClass = pick(w, []string{"STANDARD", "STANDARD_IA", "ONEZONE_IA", "GLACIER_IR"})
+		switch {
+		case t.v.upload != 0:
+			op.Data.UploadSeq, op.Data.Parts = t.v.upload, uint32(len(t.v.parts))
+		case len(t.chunks) == 0:
+			op.Data.Inline = make([]byte, t.v.size)
+		}
+	}
 	switch w.n(8) {
 	case 0:
 		op.Generation++
@@ -336,6 +358,56 @@ func (w *world) newRewrite() any {
 			op.VersionSeq += 1000000
 		}
 	}
+	return op
+}
+
+// newExpire makes an expiry of things that are there, mostly of what they are.
+func (w *world) newExpire() any {
+	op := &metapb.ExpireOp{Bucket: w.bucketID()}
+	op.ConfigGeneration = w.generation(op.Bucket)
+	b := w.model.buckets[op.Bucket]
+	if b != nil && w.chance(80) {
+		op.ConfigGeneration = b.row.Generation
+	}
+	add := func(what metapb.ExpireEntry_What, key string, seq, nonce uint64) {
+		if w.chance(10) {
+			what = metapb.ExpireEntry_What(1 + w.n(4))
+		}
+		if w.chance(3) {
+			nonce++
+		}
+		op.Entries = append(op.Entries, &metapb.ExpireEntry{
+			What: what, Key: []byte(key), VersionSeq: seq, VersionNonce: nonce, MarkerNonce: w.id(), MarkerOwner: "rules",
+		})
+	}
+	for range 1 + w.n(3) {
+		key := w.key()
+		if b == nil {
+			add(metapb.ExpireEntry_CURRENT, key, 1+w.id(), 1)
+			continue
+		}
+		for i, v := range b.keys[key] {
+			what := metapb.ExpireEntry_NONCURRENT
+			switch {
+			case i == 0 && v.marker:
+				what = metapb.ExpireEntry_MARKER
+			case i == 0:
+				what = metapb.ExpireEntry_CURRENT
+			}
+			if w.chance(60) {
+				add(what, key, v.seq, v.nonce)
+			}
+		}
+		for _, u := range b.uploads {
+			if u.key == key && w.chance(30) {
+				add(metapb.ExpireEntry_UPLOAD, key, u.seq, u.nonce)
+			}
+		}
+	}
+	if len(op.Entries) == 0 {
+		add(metapb.ExpireEntry_NONCURRENT, w.key(), 1+w.id(), 1)
+	}
+	w.rnd.Shuffle(len(op.Entries), func(i, j int) { op.Entries[i], op.Entries[j] = op.Entries[j], op.Entries[i] })
 	return op
 }
 
@@ -403,7 +475,9 @@ func (w *world) newExpand() any {
 }
 
 func (w *world) newOp() any {
-	switch n := w.n(100); {
+	switch n := w.n(108); {
+	case n >= 100:
+		return w.newExpire()
 	case n < 25:
 		return w.newPut()
 	case n < 31:
@@ -559,6 +633,7 @@ func (w *world) checkState() {
 	}
 	w.checkUploadListing()
 	w.checkVersionListing()
+	w.checkLifecycle()
 	w.checkSegments()
 }
 

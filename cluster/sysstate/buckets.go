@@ -31,8 +31,8 @@ func (t *tx) createBucket(want *metapb.SysBucket) error {
 		return refuse(errs.InvalidArgument, "a bucket needs an owner of 1 to %d bytes", nameBytesMax)
 	case metapb.Versioning_name[int32(want.Versioning)] == "":
 		return refuse(errs.InvalidArgument, "versioning %d is unknown", want.Versioning)
-	case want.DefaultLock != nil || len(want.Tags) > 0 || want.PublicAccessBlock != nil || want.NoOwnershipControls:
-		return refuse(errs.InvalidArgument, "default retention, tags, public access block and ownership controls are set once the bucket is there")
+	case want.DefaultLock != nil || len(want.Tags) > 0 || want.PublicAccessBlock != nil || want.NoOwnershipControls || want.Lifecycle != nil:
+		return refuse(errs.InvalidArgument, "default retention, tags, public access block, ownership controls and lifecycle rules are set once the bucket is there")
 	}
 	cur, err := t.bucketByName(want.Name)
 	if err != nil {
@@ -137,6 +137,9 @@ func (t *tx) setBucketConfig(op *metapb.SetBucketConfigOp) error {
 	if detail := checkTags(op.GetTags().GetTags()); detail != "" {
 		return refuse(errs.InvalidArgument, "%s", detail)
 	}
+	if op.GetLifecycle().GetConfig().SizeVT() > lifecycleBytesMax {
+		return refuse(errs.InvalidArgument, "lifecycle rules have at most %d bytes", lifecycleBytesMax)
+	}
 	t.conf = true
 	if op.Tags != nil {
 		bk.Tags = op.Tags.Tags
@@ -147,7 +150,12 @@ func (t *tx) setBucketConfig(op *metapb.SetBucketConfigOp) error {
 	if op.OwnershipControls != nil {
 		bk.NoOwnershipControls = op.OwnershipControls.Deleted
 	}
-	if op.Versioning != metapb.Versioning_VERSIONING_NEVER || op.Lock != nil {
+	if op.Lifecycle != nil {
+		if err := t.setLifecycle(bk, op.Lifecycle.Config); err != nil {
+			return err
+		}
+	}
+	if op.Versioning != metapb.Versioning_VERSIONING_NEVER || op.Lock != nil || op.Lifecycle != nil {
 		if op.Versioning != metapb.Versioning_VERSIONING_NEVER {
 			bk.Versioning = op.Versioning
 		}
@@ -160,6 +168,15 @@ func (t *tx) setBucketConfig(op *metapb.SetBucketConfigOp) error {
 		}
 	}
 	return put(t.b, bucketKey(bk.Id), bk)
+}
+
+// setLifecycle replaces the bucket's rules; nil: there are none. Ranges don't know them, but that they changed: what was
+// decided by others is refused there.
+func (t *tx) setLifecycle(bk *metapb.SysBucket, cfg *metapb.LifecycleConfig) error {
+	if bk.Lifecycle = cfg; cfg == nil {
+		return t.b.Delete(lifecycleKey(bk.Id), nil)
+	}
+	return t.b.Set(lifecycleKey(bk.Id), nil, nil)
 }
 
 // bucketRowsDone ends the pending state that a change of the configuration began, unless something was decided since.
@@ -181,6 +198,8 @@ const (
 	lockYearsMax = 100
 	tagsMax      = 50
 	tagBytesMax  = 1024 // of a name or value
+
+	lifecycleBytesMax = 2 << 20 // encoded; as large as a command can be with room to spare
 )
 
 func checkLock(l *metapb.BucketLock) string {
@@ -219,7 +238,7 @@ func (t *tx) removeBucket(id uint64) error {
 		return refuse(errs.Conflict, "the bucket is %s: only one that is being deleted is removed", bk.State)
 	}
 	t.conf = true
-	for _, k := range [][]byte{bucketKey(bk.Id), nameKey(bk.Name), ownerKey(bk.Owner, bk.Name), pendingKey(bk.Id)} {
+	for _, k := range [][]byte{bucketKey(bk.Id), nameKey(bk.Name), ownerKey(bk.Owner, bk.Name), pendingKey(bk.Id), lifecycleKey(bk.Id)} {
 		if err := t.b.Delete(k, nil); err != nil {
 			return err
 		}

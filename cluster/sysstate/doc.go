@@ -20,6 +20,7 @@
 //	S n [name]               bucket id by name
 //	S o [len 1][owner][name] bucket id by owner and name
 //	S u [bucket 8]           marks a bucket that is being created or deleted, or whose configuration is on its way to the ranges
+//	S l [bucket 8]           marks a bucket that has lifecycle rules
 //	S r [command 16]         OutcomeRow: the SysResult that answers a repeat
 //	S t [time 8][command 16] outcomes by age, swept as time passes
 //

@@ -25,6 +25,8 @@ const (
 	kindPending = 'u'
 	kindOutcome = 'r'
 	kindAge     = 't'
+
+	kindLifecycle = 'l'
 )
 
 // nameBytesMax bounds bucket names, owners, regions, zones, nodes and labels;
@@ -53,6 +55,7 @@ func pgKey(id uint32) []byte                 { return key32(kindPG, id) }
 func groupKey(id uint64) []byte              { return key64(kindGroup, id) }
 func bucketKey(id uint64) []byte             { return key64(kindBucket, id) }
 func pendingKey(id uint64) []byte            { return key64(kindPending, id) }
+func lifecycleKey(id uint64) []byte          { return key64(kindLifecycle, id) }
 func nameKey(name string) []byte             { return keyBytes(kindName, []byte(name)) }
 func outcomeKey(id []byte) []byte            { return keyBytes(kindOutcome, id) }
 func ageKey(atMS int64, id []byte) []byte    { return append(key64(kindAge, uint64(atMS)), id...) }

@@ -151,7 +151,7 @@ func (t *tx) finish(err error) (*metapb.SysResult, error) {
 	}
 	t.res.TimeMs = t.now
 	if t.res.Bucket != nil {
-		t.res.Bucket.Tags = nil // they may be long, every outcome is kept for a while, and who asks for a change does not need them
+		bare(t.res.Bucket) // every outcome is kept for a while, and who asks for a change does not need it
 	}
 	if t.store != nil {
 		if t.moved {
@@ -233,6 +233,7 @@ func (t *tx) outcome() (*metapb.SysResult, error) {
 		if ok, err := get(t.b, bucketKey(res.Bucket.Id), now); err != nil {
 			return nil, err
 		} else if ok {
+			bare(now)
 			res.Bucket = now
 		}
 	}

@@ -572,6 +572,65 @@ func TestBucketConfiguration(t *testing.T) {
 		t.Fatal(b)
 	}
 
+	// Lifecycle rules are known to ranges by the generation alone: what older rules decided must not be carried out any more.
+	rules := func(after storage.BucketID, want ...*metapb.LifecycleConfig) {
+		t.Helper()
+		page, err := LifecycleBuckets(s.db, after, 10)
+		if err != nil || len(page) != len(want) {
+			t.Fatalf("%v, %v, want %d", page, err, len(want))
+		}
+		for i, w := range want {
+			if row, err := BucketByID(s.db, storage.BucketID(page[i].Id)); err != nil || !row.EqualVT(page[i]) || !row.Lifecycle.EqualVT(w) {
+				t.Fatalf("%v, %v, want %v", page[i], err, w)
+			}
+		}
+	}
+	s.ok(&metapb.BucketRowsDoneOp{Bucket: 1, Generation: b.Generation})
+	pending(0)
+	one := &metapb.LifecycleConfig{Rules: []*metapb.LifecycleRule{{Id: "one", AbortDays: 1}}, VariesByStorageClass: true}
+	two := &metapb.LifecycleConfig{Rules: []*metapb.LifecycleRule{{Id: "two", Expiration: &metapb.LifecycleExpiration{Days: 3}}}}
+	before = config()
+	rules(0)
+	b = s.ok(&metapb.SetBucketConfigOp{Bucket: 1, Lifecycle: &metapb.SetLifecycle{Config: one}}).Bucket
+	if b.Generation != 6 || b.Lifecycle != nil || b.Versioning != enabled || config() != before+1 {
+		t.Fatal(b)
+	}
+	pending(1)
+	rules(0, one)
+	rules(1)
+	b = s.ok(&metapb.SetBucketConfigOp{Bucket: 1, Lifecycle: &metapb.SetLifecycle{Config: two}}).Bucket
+	s.refused(errs.Conflict, &metapb.BucketRowsDoneOp{Bucket: 1, Generation: b.Generation - 1})
+	s.ok(&metapb.BucketRowsDoneOp{Bucket: 1, Generation: b.Generation})
+	pending(0)
+	s.ok(&metapb.SetBucketConfigOp{Bucket: 1, Tags: &metapb.Tags{}}) // changes nothing about them
+	rules(0, two)
+	for _, page := range []func() ([]*metapb.SysBucket, bool, error){
+		func() ([]*metapb.SysBucket, bool, error) { return ListBuckets(s.db, "ann", "", "", 10) },
+		func() ([]*metapb.SysBucket, bool, error) {
+			s.ok(&metapb.SetBucketConfigOp{Bucket: 1, Versioning: enabled})
+			page, err := PendingBuckets(s.db, 0, 10)
+			return page, false, err
+		},
+	} {
+		if rows, _, err := page(); err != nil || len(rows) != 1 || rows[0].Lifecycle != nil {
+			t.Fatal(rows, err)
+		}
+	}
+	huge := &metapb.LifecycleConfig{Rules: []*metapb.LifecycleRule{{Id: strings.Repeat("x", lifecycleBytesMax-8)}}}
+	if huge.SizeVT() != lifecycleBytesMax {
+		t.Fatal(huge.SizeVT())
+	}
+	s.ok(&metapb.SetBucketConfigOp{Bucket: 1, Lifecycle: &metapb.SetLifecycle{Config: huge}})
+	huge.Rules[0].Id += "x"
+	s.refused(errs.InvalidArgument, &metapb.SetBucketConfigOp{Bucket: 1, Lifecycle: &metapb.SetLifecycle{Config: huge}})
+	b = s.ok(&metapb.SetBucketConfigOp{Bucket: 1, Lifecycle: &metapb.SetLifecycle{}}).Bucket
+	if row, err := BucketByID(s.db, 1); err != nil || row.Lifecycle != nil || b.Generation != 10 {
+		t.Fatal(row, err, b)
+	}
+	rules(0)
+	s.ok(&metapb.SetBucketConfigOp{Bucket: 1, Lifecycle: &metapb.SetLifecycle{Config: two}})
+	pending(1)
+
 	// Object lock is for good and keeps versioning enabled.
 	for _, bad := range []*metapb.BucketLock{
 		{Mode: "LEGAL", Days: 1}, {Mode: "GOVERNANCE"}, {Mode: "GOVERNANCE", Days: 1, Years: 1}, {Days: 1}, {Years: 1},
@@ -593,8 +652,10 @@ func TestBucketConfiguration(t *testing.T) {
 	s.refused(errs.BucketBusy, &metapb.SetBucketConfigOp{Bucket: 1, Versioning: enabled})
 	s.refused(errs.Conflict, &metapb.BucketRowsDoneOp{Bucket: 1, Generation: b.Generation})
 	pending(1)
+	rules(0) // nothing of it expires meanwhile
 	s.ok(&metapb.SetBucketStateOp{Bucket: 1, From: bDeleting, To: bActive})
 	pending(0)
+	rules(0, two)
 
 	locked := create("locked", "ann")
 	locked.Bucket.ObjectLock = true
@@ -610,6 +671,9 @@ func TestBucketConfiguration(t *testing.T) {
 	disowned := create("disowned", "ann")
 	disowned.Bucket.NoOwnershipControls = true
 	s.refused(errs.InvalidArgument, disowned)
+	ruled := create("ruled", "ann")
+	ruled.Bucket.Lifecycle = one
+	s.refused(errs.InvalidArgument, ruled)
 }
 
 // A command issued by a clock that is ahead is answered from its outcome for as long as a repeat of it is let in.
@@ -769,6 +833,7 @@ type modelBucket struct {
 	tags       string             // value of the one tag
 	block      *metapb.PublicAccessBlock
 	disowned   bool // without ownership controls
+	rules      *metapb.LifecycleConfig
 	rows       bool // a change of the configuration is on its way to the ranges
 }
 
@@ -993,6 +1058,12 @@ func randomConfig(rnd *rand.Rand, m *model) (*metapb.SetBucketConfigOp, errs.Kin
 	if rnd.IntN(3) == 0 {
 		op.OwnershipControls = &metapb.SetOwnershipControls{Deleted: rnd.IntN(2) == 0}
 	}
+	if rnd.IntN(3) == 0 {
+		op.Lifecycle = &metapb.SetLifecycle{}
+		if rnd.IntN(2) == 0 {
+			op.Lifecycle.Config = &metapb.LifecycleConfig{Rules: []*metapb.LifecycleRule{{Id: fmt.Sprint(rnd.IntN(100)), AbortDays: 1}}}
+		}
+	}
 	b := m.buckets[op.Bucket]
 	versioning := op.Versioning
 	switch {
@@ -1014,7 +1085,10 @@ func randomConfig(rnd *rand.Rand, m *model) (*metapb.SetBucketConfigOp, errs.Kin
 	if b.versioning = versioning; op.Lock != nil {
 		b.lock = op.Lock
 	}
-	if op.Lock != nil || op.Versioning != 0 {
+	if op.Lifecycle != nil {
+		b.rules = op.Lifecycle.Config
+	}
+	if op.Lock != nil || op.Versioning != 0 || op.Lifecycle != nil {
 		b.rows = true
 		b.generation++
 	}
@@ -1056,7 +1130,7 @@ func compare(t *testing.T, s *sim, m *model) {
 			}
 		}
 	}
-	pending := 0
+	pending, ruled := 0, 0
 	for _, owner := range []string{"o0", "o1"} {
 		var want []string
 		for _, b := range m.buckets {
@@ -1068,7 +1142,7 @@ func compare(t *testing.T, s *sim, m *model) {
 			if len(got.Tags) > 0 {
 				tags = got.Tags[0].Value
 			}
-			if got.Generation != b.generation || got.Versioning != b.versioning || got.ObjectLock != (b.lock != nil) || tags != b.tags || !got.PublicAccessBlock.EqualVT(b.block) || got.NoOwnershipControls != b.disowned ||
+			if got.Generation != b.generation || got.Versioning != b.versioning || got.ObjectLock != (b.lock != nil) || tags != b.tags || !got.PublicAccessBlock.EqualVT(b.block) || got.NoOwnershipControls != b.disowned || !got.Lifecycle.EqualVT(b.rules) ||
 				b.lock != nil && !b.lock.EqualVT(got.DefaultLock) {
 				t.Fatalf("%v, want %+v", got, b)
 			}
@@ -1078,6 +1152,9 @@ func compare(t *testing.T, s *sim, m *model) {
 				}
 				if b.state != bActive || b.rows {
 					pending++
+				}
+				if b.state == bActive && b.rules != nil {
+					ruled++
 				}
 			}
 		}
@@ -1103,6 +1180,9 @@ func compare(t *testing.T, s *sim, m *model) {
 	}
 	if p, err := PendingBuckets(s.db, 0, 100); err != nil || len(p) != pending {
 		t.Fatalf("%d pending %v, want %d", len(p), err, pending)
+	}
+	if p, err := LifecycleBuckets(s.db, 0, 100); err != nil || len(p) != ruled {
+		t.Fatalf("%d with rules %v, want %d", len(p), err, ruled)
 	}
 }
 
@@ -1136,6 +1216,7 @@ func randomCommands(rnd *rand.Rand, n int) []cluster.Entry {
 				Bucket: rnd.Uint64N(6), Versioning: metapb.Versioning(rnd.IntN(4)),
 				Lock: &metapb.BucketLock{Mode: "GOVERNANCE", Days: uint32(rnd.IntN(2))}, Tags: &metapb.Tags{Tags: []*metapb.KV{{Name: "n"}}},
 				PublicAccessBlock: &metapb.SetPublicAccessBlock{Block: &metapb.PublicAccessBlock{BlockPublicAcls: true}}, OwnershipControls: &metapb.SetOwnershipControls{Deleted: true},
+				Lifecycle: &metapb.SetLifecycle{Config: &metapb.LifecycleConfig{Rules: []*metapb.LifecycleRule{{Id: "r"}}}},
 			}
 		case 9:
 			op = &metapb.BucketRowsDoneOp{Bucket: rnd.Uint64N(6), Generation: rnd.Uint64N(6)}

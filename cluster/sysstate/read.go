@@ -262,7 +262,7 @@ func BucketByID(r pebble.Reader, id storage.BucketID) (*metapb.SysBucket, error)
 // ListBuckets are up to max of an owner's buckets whose names begin with prefix
 // and come after after, in order of their names, and whether there are more. It
 // reads only that owner's rows. Buckets that are still being created are left
-// out: nobody was told that they exist. The rows come without tags, which might be long.
+// out: nobody was told that they exist. The rows come without tags and lifecycle rules, which might be long.
 func ListBuckets(r pebble.Reader, owner, prefix, after string, max int) (page []*metapb.SysBucket, more bool, err error) {
 	if owner == "" || len(owner) > nameBytesMax {
 		return nil, false, nil
@@ -290,12 +290,15 @@ func ListBuckets(r pebble.Reader, owner, prefix, after string, max int) (page []
 			more = true
 			return false, nil
 		}
-		bk.Tags = nil
+		bare(bk)
 		page = append(page, bk)
 		return true, nil
 	})
 	return page, more, err
 }
+
+// bare takes away what may be long.
+func bare(bk *metapb.SysBucket) { bk.Tags, bk.Lifecycle = nil, nil }
 
 // ownerSpan are the index rows of an owner's buckets whose names begin with prefix.
 func ownerSpan(owner, prefix string) (start, end []byte) {
@@ -304,7 +307,7 @@ func ownerSpan(owner, prefix string) (start, end []byte) {
 }
 
 // PendingBuckets are up to max buckets with ids above after that are being
-// created or deleted, or whose configuration is on its way to the ranges, in order of their ids and without tags: a worker finishes them.
+// created or deleted, or whose configuration is on its way to the ranges, in order of their ids, without tags and lifecycle rules: a worker finishes them.
 func PendingBuckets(r pebble.Reader, after storage.BucketID, max int) (page []*metapb.SysBucket, err error) {
 	r, done := frozen(r)
 	defer done()
@@ -317,11 +320,34 @@ func PendingBuckets(r pebble.Reader, after storage.BucketID, max int) (page []*m
 		if err != nil {
 			return false, err
 		}
-		bk.Tags = nil
+		bare(bk)
 		page = append(page, bk)
 		return true, nil
 	})
 	return page, err
+}
+
+// LifecycleBuckets are up to max active buckets with ids above after that have lifecycle rules, in order of their ids. Each comes with its
+// rules (up to 2 MiB) and the generation that they count as, as the state of r has them: who acts by rules that another copy of the state
+// gave names that generation, and is refused if it is not the last.
+func LifecycleBuckets(r pebble.Reader, after storage.BucketID, max int) (page []*metapb.SysBucket, err error) {
+	r, done := frozen(r)
+	defer done()
+	_, end := kindSpan(kindLifecycle)
+	err = scan(r, lifecycleKey(uint64(after)+1), end, func(k, _ []byte) (bool, error) {
+		if len(page) >= max {
+			return false, nil
+		}
+		bk, err := indexed(r, k, k[2:])
+		if err == nil && bk.State == metapb.BucketState_BUCKET_ACTIVE {
+			page = append(page, bk)
+		}
+		return true, err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return page, nil
 }
 
 // CountBuckets is the number of buckets in whatever state. It reads a small row for each.

@@ -57,3 +57,8 @@ func (v View) PendingBuckets(after storage.BucketID, max int) ([]*metapb.SysBuck
 
 // CountBuckets is CountBuckets.
 func (v View) CountBuckets() (int64, error) { return CountBuckets(v.r) }
+
+// LifecycleBuckets is LifecycleBuckets.
+func (v View) LifecycleBuckets(after storage.BucketID, max int) ([]*metapb.SysBucket, error) {
+	return LifecycleBuckets(v.r, after, max)
+}

@@ -13,7 +13,7 @@ import (
 func bucketFromRow(r *metapb.SysBucket) Bucket {
 	b := Bucket{
 		Name: r.Name, ID: storage.BucketID(r.Id), Owner: r.Owner, Created: time.UnixMilli(r.CreatedMs).UTC(), Region: r.Region,
-		Versioning: r.Versioning, Tags: r.Tags, OwnershipControls: !r.NoOwnershipControls,
+		Versioning: r.Versioning, Tags: r.Tags, OwnershipControls: !r.NoOwnershipControls, Lifecycle: r.Lifecycle, Generation: r.Generation,
 		Lock: LockConfig{Enabled: r.ObjectLock, Mode: r.GetDefaultLock().GetMode(), Days: r.GetDefaultLock().GetDays(), Years: r.GetDefaultLock().GetYears()},
 	}
 	if p := r.PublicAccessBlock; p != nil {
@@ -201,6 +201,12 @@ func (s *Store) PutBucketOwnershipControls(ctx context.Context, acct Account, na
 	return s.configure(ctx, acct, name, &metapb.SetBucketConfigOp{OwnershipControls: &metapb.SetOwnershipControls{Deleted: !there}})
 }
 
+// PutBucketLifecycle replaces the bucket's lifecycle rules, which the caller has checked; nil removes them. What was decided
+// by the rules before, and is not carried out when it returns, never will be.
+func (s *Store) PutBucketLifecycle(ctx context.Context, acct Account, bucket string, cfg *metapb.LifecycleConfig) error {
+	return s.configure(ctx, acct, bucket, &metapb.SetBucketConfigOp{Lifecycle: &metapb.SetLifecycle{Config: cfg}})
+}
+
 // configure changes the bucket's configuration: decided in the system group, which judges it by what there is then, and
 // obeyed in every range that can hold the bucket's keys before it returns. FinishBuckets completes what a crash left between.
 func (s *Store) configure(ctx context.Context, acct Account, name string, op *metapb.SetBucketConfigOp) error {
@@ -218,7 +224,7 @@ func (s *Store) configure(ctx context.Context, acct Account, name string, op *me
 	if err != nil {
 		return err
 	}
-	if op.Versioning == metapb.Versioning_VERSIONING_NEVER && op.Lock == nil {
+	if op.Versioning == metapb.Versioning_VERSIONING_NEVER && op.Lock == nil && op.Lifecycle == nil {
 		return nil // ranges know nothing of the rest
 	}
 	return s.finishConfig(ctx, res.Bucket)

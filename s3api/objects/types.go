@@ -34,6 +34,9 @@ type Bucket struct {
 
 	PublicAccessBlock *PublicAccessBlock // nil: none was put
 	OwnershipControls bool               // not deleted: BucketOwnerEnforced, what every bucket is
+
+	Lifecycle  *metapb.LifecycleConfig // read-only; nil: none was put. Not in lists of buckets
+	Generation uint64                  // counts the decisions on the bucket: that of its rules, too
 }
 
 // PublicAccessBlock is S3's configuration of that name.
