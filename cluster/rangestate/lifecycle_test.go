@@ -230,8 +230,14 @@ func TestLifecycleBounds(t *testing.T) {
 		"from a key on":     {f.viewOf(child), &LifecyclePos{Key: "n"}, "z z z "},
 		"at a key":          {f.viewOf(child), &LifecyclePos{Key: "m", Upload: true}, "m m m z z z "},
 	} {
-		if got := keysOf(lifecycleAll(t, c.v, 2, c.after, 100)); got != c.want {
+		rows := lifecycleAll(t, c.v, 2, c.after, 100)
+		if got := keysOf(rows); got != c.want {
 			t.Errorf("%s: %q, want %q", what, got, c.want)
+		}
+		for _, r := range rows {
+			if r.NewerNoncurrent != 0 || r.Only {
+				t.Errorf("%s: %v is of a key with one noncurrent version", what, r)
+			}
 		}
 	}
 	if _, err := f.viewOf(testGroup).Lifecycle(3, nil, 1, nil); !errs.Is(err, errs.WrongRange) {
@@ -267,5 +273,11 @@ func TestLifecycleCorrupt(t *testing.T) {
 		if !errs.Is(err, errs.Corrupt) || n != 1 {
 			t.Errorf("kind %q: %d rows, %v", kind, n, err)
 		}
+	}
+	s := newStore(t)
+	s.bucket(1, metapb.Versioning_VERSIONING_ENABLED)
+	must(t, s.db.Set(appendRaw(nil, kindVersion, 1, "k"), nil, pebble.NoSync)) // a key that does not end
+	if _, err := s.view().Lifecycle(1, nil, 100, nil); !errs.Is(err, errs.Corrupt) {
+		t.Error(err)
 	}
 }
