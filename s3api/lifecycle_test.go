@@ -13,12 +13,11 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 
 	"cairn/proto/metapb"
+	"cairn/s3api/lifecycle"
 	"cairn/s3api/objects"
 	"cairn/s3api/s3err"
 	"cairn/s3api/s3xml"
 )
-
-var _ LifecycleBackend = (*fake)(nil)
 
 const lifecycleTarget = "/bucket?lifecycle"
 
@@ -243,9 +242,8 @@ func badActions() [][2]string {
 
 		// Valid, and not done here.
 		{move("0", "INTELLIGENT_TIERING"), "NotImplemented: Lifecycle transitions to the storage class INTELLIGENT_TIERING are not implemented."},
-		{move("30", "STANDARD_IA") + move("60", "GLACIER"), "NotImplemented: Lifecycle transitions to the storage class GLACIER are"},
-		{moveOld("0", "DEEP_ARCHIVE", ""), "NotImplemented: Lifecycle transitions to the storage class DEEP_ARCHIVE are"},
-		{move("1", "GLACIER") + date("2023-09-27T00:00:01Z"), "InvalidArgument"}, // what is not valid comes first
+		{moveOld("0", "INTELLIGENT_TIERING", ""), "NotImplemented: Lifecycle transitions to the storage class INTELLIGENT_TIERING are"},
+		{move("1", "INTELLIGENT_TIERING") + date("2023-09-27T00:00:01Z"), "InvalidArgument"}, // what is not valid comes first
 		{date("2023-09-27") + "<Transition><Date>20220927</Date><StorageClass>GLACIER</StorageClass></Transition>", "MalformedXML"},
 	}
 }
@@ -278,7 +276,7 @@ func TestLifecycleRefusals(t *testing.T) {
 		"InvalidRequest: Filter element can only be used in Lifecycle V2.":                                             lifecycleDoc("<Prefix>a</Prefix>"+enabled+expire, good),
 		"InvalidRequest: Base level prefix cannot be used in Lifecycle V2, prefixes are only supported in the Filter.": lifecycleDoc(good, "<Prefix>a</Prefix>"+enabled+expire),
 		"MalformedXML: " + s3err.MalformedXML.Message():                                                                []byte("<LifecycleConfiguration><Other/></LifecycleConfiguration>"),
-		"NotImplemented: Lifecycle transitions to the storage class GLACIER are not implemented.":                      lifecycleDoc(all+enabled+move("1", "GLACIER"), good),
+		"NotImplemented: Lifecycle transitions to the storage class INTELLIGENT_TIERING are not implemented.":          lifecycleDoc(all+enabled+move("1", "INTELLIGENT_TIERING"), good),
 	} {
 		if _, err := lifecycleRules(doc); err == nil {
 			t.Errorf("%s: accepted", want)
@@ -309,7 +307,7 @@ func TestBucketLifecycle(t *testing.T) {
 	h.want(h.putLifecycle([]byte("<x/>")), 400, "MalformedXML")
 	h.want(h.putLifecycle(append(doc, "x"...)), 400, "MalformedXML")
 	h.want(h.putLifecycle(lifecycleDoc("<ID>a</ID>"+all+"<Status>enabled</Status>"+expire)), 400, "MalformedXML")
-	if a := h.want(h.putLifecycle(lifecycleDoc(all+enabled+move("1", "DEEP_ARCHIVE"))), 501, "NotImplemented"); a.element("StorageClassRequested") != "DEEP_ARCHIVE" {
+	if a := h.want(h.putLifecycle(lifecycleDoc(all+enabled+move("1", "INTELLIGENT_TIERING"))), 501, "NotImplemented"); a.element("StorageClassRequested") != "INTELLIGENT_TIERING" {
 		t.Error(a.body)
 	}
 	absent()
@@ -349,25 +347,9 @@ func TestBucketLifecycle(t *testing.T) {
 	}
 }
 
-// dueAfter is an Expiry that knows the first enabled rule by days, for objects with all its tags.
-func dueAfter(b objects.Bucket, o *objects.Object) (time.Time, string, bool) {
-	for _, r := range b.Lifecycle.Rules {
-		if !strings.HasPrefix(string(o.Key), r.Filter.Prefix) || r.Expiration.GetDays() == 0 {
-			continue
-		}
-		tags := 0
-		for _, want := range r.Filter.Tags {
-			for _, tag := range o.Attributes.GetTags() {
-				if tag.Name == want.Name && tag.Value == want.Value {
-					tags++
-				}
-			}
-		}
-		if tags == len(r.Filter.Tags) && o.Size > 0 {
-			return o.Modified.AddDate(0, 0, int(r.Expiration.Days)+1).Truncate(24 * time.Hour), r.Id, true
-		}
-	}
-	return time.Time{}, "", false
+// dueAfter is an Expiry with days of a day.
+func dueAfter(rules *metapb.LifecycleConfig, o lifecycle.Object) (time.Time, string, bool) {
+	return lifecycle.Expires(rules, o, 24*time.Hour)
 }
 
 func TestExpirationHeader(t *testing.T) {
@@ -408,12 +390,43 @@ func TestExpirationHeader(t *testing.T) {
 	want(h.do("HEAD", "/bucket/gone/k", nil), "")
 }
 
-// A bucket's configuration that can't be read leaves the answer without the header, and a write that was made a success.
-func TestExpirationUnknown(t *testing.T) {
+// An upload is told when it will be aborted, where it begins and with its parts.
+func TestAbortHeaders(t *testing.T) {
 	h := newHarness(t, func(c *Config) { c.Expiry = dueAfter })
-	q := &request{h: h.handler, r: h.request("PUT", "/bucket/k", nil), bucket: "bucket"}
-	h.fake.err = errBoom
-	q.setWriteExpiration(&objects.PutOutput{Attributes: &metapb.Attributes{}, Size: 1})
+	h.bucket("bucket")
+	told := func(a answer, date, rule string) answer {
+		t.Helper()
+		if h.want(a, 200, ""); a.Header.Get("X-Amz-Abort-Date") != date || a.Header.Get("X-Amz-Abort-Rule-Id") != rule || a.Header.Get("X-Amz-Expiration") != "" {
+			t.Error(a.Header)
+		}
+		return a
+	}
+	id := told(h.do("POST", "/bucket/k?uploads", nil), "", "").element("UploadId")
+	told(h.do("GET", "/bucket/k?uploadId="+id, nil), "", "")
+	h.want(h.putLifecycle(lifecycleDoc("<ID>old \"uploads\"</ID>"+all+enabled+strings.Replace(abort, ">1<", ">7<", 1), "<ID>objects</ID>"+all+enabled+"<Expiration><Days>1</Days></Expiration>",
+		"<ID>other</ID><Filter><Prefix>other</Prefix></Filter>"+enabled+abort)), 200, "")
+	const date, rule = "Wed, 11 Nov 2026 00:00:00 GMT", `old %22uploads%22`
+	told(h.do("GET", "/bucket/k?uploadId="+id, nil), date, rule)
+	told(h.do("POST", "/bucket/k?uploads", nil), date, rule)
+	told(h.do("POST", "/bucket/other?uploads", nil), "Thu, 05 Nov 2026 00:00:00 GMT", "other")
+	told(h.do("GET", "/bucket?uploads", nil), "", "")
+	h.want(h.do("DELETE", lifecycleTarget, nil), 204, "")
+	told(h.do("POST", "/bucket/k?uploads", nil), "", "")
+}
+
+// Without rules it costs nothing to find out that an object does not expire.
+func TestExpirationWithoutRules(t *testing.T) {
+	h := newHarness(t, func(c *Config) {
+		c.Expiry = func(*metapb.LifecycleConfig, lifecycle.Object) (time.Time, string, bool) { panic("there are no rules") }
+	})
+	q := &request{h: h.handler}
+	o, out := &objects.Object{}, &objects.PutOutput{Attributes: &metapb.Attributes{}}
+	if n := testing.AllocsPerRun(100, func() { q.setExpiration(o); q.setWriteExpiration(out); q.setRestore(o) }); n != 0 || len(q.headers) != 0 {
+		t.Error(n, q.headers)
+	}
+	h.fake.err = errBoom // nothing asks the store
+	out.Lifecycle, out.Attributes = &metapb.LifecycleConfig{}, nil
+	q.setWriteExpiration(out) // of what it is not known which tags it has
 	if len(q.headers) != 0 {
 		t.Error(q.headers)
 	}

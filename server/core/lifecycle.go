@@ -11,7 +11,6 @@ import (
 	"cairn/cluster/sysstate"
 	"cairn/proto/metapb"
 	rules "cairn/s3api/lifecycle"
-	"cairn/s3api/objects"
 	"cairn/server/status"
 	"cairn/storage"
 	"cairn/storage/errs"
@@ -153,14 +152,9 @@ func (c *Core) LifecycleDay() time.Duration {
 	return c.cfg.LifecycleDay
 }
 
-// Expiry is when the current version that o is will expire by the bucket's rules, and by which; ok is false if it will not.
-func (c *Core) Expiry(b objects.Bucket, o *objects.Object) (at time.Time, ruleID string, ok bool) {
-	if len(b.Lifecycle.GetRules()) == 0 {
-		return time.Time{}, "", false
-	}
-	return rules.Expires(b.Lifecycle, rules.Object{
-		Key: o.Key, Size: uint64(o.Size), Tags: o.Attributes.GetTags(), ModifiedMS: o.Modified.UnixMilli(), Marker: o.DeleteMarker,
-	}, c.LifecycleDay())
+// Expiry is when an object will come to its end by its bucket's rules, and by which; ok is false if it will not.
+func (c *Core) Expiry(cfg *metapb.LifecycleConfig, o rules.Object) (at time.Time, ruleID string, ok bool) {
+	return rules.Expires(cfg, o, c.LifecycleDay())
 }
 
 // lifecycleHere is what the lifecycle worker of this node did and has to do.
