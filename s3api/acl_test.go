@@ -68,7 +68,7 @@ func TestSettingsThatNobodyHas(t *testing.T) {
 		get     string // code, or what the answer holds
 		put, rm int
 	}{
-		"policy": {"NoSuchBucketPolicy", 501, 204}, "policyStatus": {"NoSuchBucketPolicy", 405, 405}, "cors": {"NoSuchCORSConfiguration", 501, 204}, "lifecycle": {"NoSuchLifecycleConfiguration", 501, 204},
+		"policy": {"NoSuchBucketPolicy", 501, 204}, "policyStatus": {"NoSuchBucketPolicy", 405, 405}, "cors": {"NoSuchCORSConfiguration", 501, 204},
 		"encryption": {"ServerSideEncryptionConfigurationNotFoundError", 501, 204}, "website": {"NoSuchWebsiteConfiguration", 501, 204}, "replication": {"ReplicationConfigurationNotFoundError", 501, 204},
 		"requestPayment": {"<Payer>BucketOwner</Payer>", 501, 405},
 		"accelerate":     {"</AccelerateConfiguration>", 501, 405}, "logging": {"</BucketLoggingStatus>", 501, 405}, "notification": {"</NotificationConfiguration>", 501, 405},

@@ -100,6 +100,9 @@ type Config struct {
 	// AccountExists reports whether there is an account of the id, for grants; nil: none but who asks is known. Called concurrently.
 	AccountExists func(id string) bool
 	Now           func() time.Time // for signatures; default time.Now
+	// Expiry tells when which rule of the bucket's lifecycle configuration, which there is, will remove a current version, for
+	// x-amz-expiration; nil: no answer has it. Called concurrently; must be cheap.
+	Expiry func(b objects.Bucket, o *objects.Object) (at time.Time, ruleID string, ok bool)
 
 	RequestsMax int           // requests at once, past it 503 SlowDown; default 1024
 	XMLBytesMax int64         // bytes of XML bodies held at once by all requests; default 64 MiB

@@ -159,6 +159,7 @@ func copyObject(q *request) (*response, error) {
 		return nil, src.failed(err)
 	}
 	q.setWritten(out.VersionID)
+	q.setWriteExpiration(out)
 	return q.copied("CopyObjectResult", out, in.SourceVersionID), nil
 }
 

@@ -234,7 +234,7 @@ func (f *fake) store(b *fakeBucket, key storage.Key, o *fakeObject, attrs *metap
 		o.attrs.LockMode, o.attrs.LockUntilMs = b.Lock.Mode, f.now.AddDate(int(b.Lock.Years), 0, int(b.Lock.Days)).UnixMilli()
 	}
 	f.push(b, string(key), o)
-	return &objects.PutOutput{ETag: o.etag, VersionID: b.shown(o), Checksums: o.sums, Modified: o.modified, Size: int64(len(o.data))}
+	return &objects.PutOutput{ETag: o.etag, VersionID: b.shown(o), Checksums: o.sums, Modified: o.modified, Size: int64(len(o.data)), Attributes: o.attrs}
 }
 
 func (f *fake) find(acct objects.Account, in *objects.GetInput) (*objects.Object, *fakeObject, error) {
@@ -370,6 +370,7 @@ func (f *fake) CopyObject(_ context.Context, acct objects.Account, in *objects.C
 	attrs := in.Attributes.CloneVT()
 	if attrs == nil {
 		attrs = src.attrs.CloneVT()
+		attrs.StorageClass = in.StorageClass
 	}
 	if attrs.Tags = in.Tags; !in.ReplaceTags {
 		attrs.Tags = src.attrs.GetTags()

@@ -178,6 +178,17 @@ func (f *fake) PutBucketOwnershipControls(_ context.Context, acct objects.Accoun
 	return err
 }
 
+func (f *fake) PutBucketLifecycle(_ context.Context, acct objects.Account, name string, cfg *metapb.LifecycleConfig) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	b, err := f.bucket(acct, name)
+	if err == nil {
+		b.Lifecycle = cfg
+		b.Generation++
+	}
+	return err
+}
+
 func (f *fake) ListVersions(_ context.Context, acct objects.Account, in *objects.ListVersionsInput) (*objects.ListVersionsOutput, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

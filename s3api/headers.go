@@ -97,6 +97,11 @@ func (q *request) checkHeader(name, value string) error {
 			return nil
 		}
 		return notImplementedHeader(name)
+	case minimumSizeHeader:
+		if q.op.name == "PutBucketLifecycleConfiguration" {
+			return nil
+		}
+		return notImplementedHeader(name)
 	case "X-Amz-Object-Attributes", "X-Amz-Max-Parts", "X-Amz-Part-Number-Marker":
 		if q.op.name == "GetObjectAttributes" {
 			return nil
@@ -231,13 +236,30 @@ func (q *request) storageClass() (string, error) {
 	if !ok || len(v) == 0 {
 		return "", nil
 	}
-	switch c := storage.StorageClass(v[0]); c {
-	case storage.Standard, storage.ReducedRedundancy:
+	switch c := storage.StorageClass(v[0]); {
+	case c == storage.Standard, c == storage.ReducedRedundancy: // there is none less safe: it is stored, and shown, as STANDARD
 		return "", nil
-	case storage.StandardIA, storage.OnezoneIA, storage.IntelligentTiering, storage.GlacierIR, storage.Glacier, storage.DeepArchive:
+	case storedAtOnce(c):
+		return v[0], nil
+	case knownClass(c):
 		return "", s3err.New(s3err.NotImplemented, "The storage class "+v[0]+" is not implemented.", s3err.Field{Name: "StorageClassRequested", Value: v[0]})
 	}
 	return "", s3err.New(s3err.InvalidStorageClass, "", s3err.Field{Name: "StorageClassRequested", Value: clip(v[0])})
+}
+
+// storedAtOnce reports whether objects can be written to a class, beside STANDARD, and read as they lie there.
+func storedAtOnce(c storage.StorageClass) bool {
+	return c == storage.StandardIA || c == storage.OnezoneIA || c == storage.GlacierIR
+}
+
+// knownClass reports whether S3 has such a class and cairn has not.
+func knownClass(c storage.StorageClass) bool {
+	switch c {
+	case storage.IntelligentTiering, storage.Glacier, storage.DeepArchive, "OUTPOSTS", "SNOW", "EXPRESS_ONEZONE", "FSX_OPENZFS", "FSX_ONTAP",
+		"AWS_BACKUP_WARM", "AWS_BACKUP_LOW_COST_WARM":
+		return true
+	}
+	return false
 }
 
 // etagList reads If-Match and If-None-Match: a list of quoted ETags, or "*".

@@ -241,6 +241,7 @@ func completeUpload(q *request) (*response, error) {
 		return nil, err
 	}
 	q.setWritten(out.VersionID)
+	q.setWriteExpiration(out)
 	q.document("CompleteMultipartUploadResult")
 	w := &q.out
 	w.Text("Location", q.location())

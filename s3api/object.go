@@ -43,6 +43,7 @@ func putObject(q *request) (*response, error) {
 		return nil, err
 	}
 	q.putHeaders(out, true)
+	q.setWriteExpiration(out)
 	return q.ok(), nil
 }
 
@@ -186,6 +187,9 @@ func (q *request) objectHeaders(o *objects.Object, in *objects.GetInput) (int, e
 		q.set("x-amz-tagging-count", strconv.Itoa(n))
 	}
 	q.lockHeaders(o.Attributes)
+	if in.VersionID == "" { // S3 tells it of no version that is asked for by its id
+		q.setExpiration(o)
+	}
 	if in.PartNumber > 0 && o.Parts > 0 {
 		q.set("x-amz-mp-parts-count", strconv.Itoa(o.Parts))
 	}

@@ -235,6 +235,7 @@ func (q *request) posted(out *objects.PutOutput, fields map[string]string) *resp
 		target = fields["redirect"] // what it was called once
 	}
 	q.putHeaders(out, true)
+	q.setWriteExpiration(out)
 	if u, ok := redirection(target); ok {
 		query := "bucket=" + escapeQuery(q.bucket) + "&key=" + escapeQuery(string(q.key)) + "&etag=" + escapeQuery(`"`+out.ETag+`"`)
 		if u.RawQuery != "" {

@@ -189,6 +189,7 @@ func (s *Server) s3Config() s3api.Config {
 			return a.secret, a.acct, ok
 		},
 		AccountExists: func(id string) bool { return ids[id] },
+		Expiry:        s.core.Expiry,
 	}
 }
 
@@ -224,6 +225,11 @@ func (s *Server) Verify(ctx context.Context, progress func(status.Progress)) (st
 // NewToken makes a token that lets one node join the cluster.
 func (s *Server) NewToken(ctx context.Context, valid time.Duration) (string, error) {
 	return s.core.NewToken(ctx, valid)
+}
+
+// LifecycleStatus is what the lifecycle workers of all nodes say.
+func (s *Server) LifecycleStatus(ctx context.Context) []status.Lifecycle {
+	return s.core.LifecycleStatus(ctx)
 }
 
 // Env is what a process gets from outside, see core.Env.

@@ -248,7 +248,7 @@ func (x ExpireEntry_What) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ExpireEntry_What.Descriptor instead.
 func (ExpireEntry_What) EnumDescriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{43, 0}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{44, 0}
 }
 
 // ChunkRef names one chunk of an object or part and where it lies.
@@ -737,6 +737,7 @@ type ObjectRow struct {
 	Checksums     []*Checksum            `protobuf:"bytes,12,rep,name=checksums,proto3" json:"checksums,omitempty"`
 	Data          *Data                  `protobuf:"bytes,13,opt,name=data,proto3" json:"data,omitempty"`
 	NoncurrentMs  int64                  `protobuf:"varint,14,opt,name=noncurrent_ms,json=noncurrentMs,proto3" json:"noncurrent_ms,omitempty"` // range time when a newer version took its place; 0 while current
+	Restore       *Restore               `protobuf:"bytes,15,opt,name=restore,proto3" json:"restore,omitempty"`                                // the last one that was asked for, of an archived version
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -869,6 +870,83 @@ func (x *ObjectRow) GetNoncurrentMs() int64 {
 	return 0
 }
 
+func (x *ObjectRow) GetRestore() *Restore {
+	if x != nil {
+		return x.Restore
+	}
+	return nil
+}
+
+// Restore makes an archived version readable from ready_ms until before expires_ms. The drives of the archive are online:
+// how long a retrieval takes is what the tier promises, and nothing is copied.
+type Restore struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RequestedMs   int64                  `protobuf:"varint,1,opt,name=requested_ms,json=requestedMs,proto3" json:"requested_ms,omitempty"` // range time
+	ReadyMs       int64                  `protobuf:"varint,2,opt,name=ready_ms,json=readyMs,proto3" json:"ready_ms,omitempty"`
+	ExpiresMs     int64                  `protobuf:"varint,3,opt,name=expires_ms,json=expiresMs,proto3" json:"expires_ms,omitempty"`
+	Tier          string                 `protobuf:"bytes,4,opt,name=tier,proto3" json:"tier,omitempty"` // Expedited, Standard or Bulk
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Restore) Reset() {
+	*x = Restore{}
+	mi := &file_proto_metapb_meta_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Restore) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Restore) ProtoMessage() {}
+
+func (x *Restore) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_metapb_meta_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Restore.ProtoReflect.Descriptor instead.
+func (*Restore) Descriptor() ([]byte, []int) {
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Restore) GetRequestedMs() int64 {
+	if x != nil {
+		return x.RequestedMs
+	}
+	return 0
+}
+
+func (x *Restore) GetReadyMs() int64 {
+	if x != nil {
+		return x.ReadyMs
+	}
+	return 0
+}
+
+func (x *Restore) GetExpiresMs() int64 {
+	if x != nil {
+		return x.ExpiresMs
+	}
+	return 0
+}
+
+func (x *Restore) GetTier() string {
+	if x != nil {
+		return x.Tier
+	}
+	return ""
+}
+
 type UploadRow struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Format        uint32                 `protobuf:"varint,1,opt,name=format,proto3" json:"format,omitempty"`
@@ -887,7 +965,7 @@ type UploadRow struct {
 
 func (x *UploadRow) Reset() {
 	*x = UploadRow{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[7]
+	mi := &file_proto_metapb_meta_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -899,7 +977,7 @@ func (x *UploadRow) String() string {
 func (*UploadRow) ProtoMessage() {}
 
 func (x *UploadRow) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[7]
+	mi := &file_proto_metapb_meta_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -912,7 +990,7 @@ func (x *UploadRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UploadRow.ProtoReflect.Descriptor instead.
 func (*UploadRow) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{7}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *UploadRow) GetFormat() uint32 {
@@ -1001,7 +1079,7 @@ type PartRow struct {
 
 func (x *PartRow) Reset() {
 	*x = PartRow{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[8]
+	mi := &file_proto_metapb_meta_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1013,7 +1091,7 @@ func (x *PartRow) String() string {
 func (*PartRow) ProtoMessage() {}
 
 func (x *PartRow) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[8]
+	mi := &file_proto_metapb_meta_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1026,7 +1104,7 @@ func (x *PartRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PartRow.ProtoReflect.Descriptor instead.
 func (*PartRow) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{8}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *PartRow) GetFormat() uint32 {
@@ -1095,7 +1173,7 @@ type ManifestPart struct {
 
 func (x *ManifestPart) Reset() {
 	*x = ManifestPart{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[9]
+	mi := &file_proto_metapb_meta_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1107,7 +1185,7 @@ func (x *ManifestPart) String() string {
 func (*ManifestPart) ProtoMessage() {}
 
 func (x *ManifestPart) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[9]
+	mi := &file_proto_metapb_meta_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1120,7 +1198,7 @@ func (x *ManifestPart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ManifestPart.ProtoReflect.Descriptor instead.
 func (*ManifestPart) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{9}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ManifestPart) GetNumber() uint32 {
@@ -1150,7 +1228,7 @@ type ManifestRow struct {
 
 func (x *ManifestRow) Reset() {
 	*x = ManifestRow{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[10]
+	mi := &file_proto_metapb_meta_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1162,7 +1240,7 @@ func (x *ManifestRow) String() string {
 func (*ManifestRow) ProtoMessage() {}
 
 func (x *ManifestRow) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[10]
+	mi := &file_proto_metapb_meta_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1175,7 +1253,7 @@ func (x *ManifestRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ManifestRow.ProtoReflect.Descriptor instead.
 func (*ManifestRow) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{10}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ManifestRow) GetFormat() uint32 {
@@ -1226,7 +1304,7 @@ type CompletedUploadRow struct {
 
 func (x *CompletedUploadRow) Reset() {
 	*x = CompletedUploadRow{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[11]
+	mi := &file_proto_metapb_meta_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1238,7 +1316,7 @@ func (x *CompletedUploadRow) String() string {
 func (*CompletedUploadRow) ProtoMessage() {}
 
 func (x *CompletedUploadRow) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[11]
+	mi := &file_proto_metapb_meta_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1251,7 +1329,7 @@ func (x *CompletedUploadRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CompletedUploadRow.ProtoReflect.Descriptor instead.
 func (*CompletedUploadRow) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{11}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *CompletedUploadRow) GetFormat() uint32 {
@@ -1351,7 +1429,7 @@ type BucketRow struct {
 
 func (x *BucketRow) Reset() {
 	*x = BucketRow{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[12]
+	mi := &file_proto_metapb_meta_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1363,7 +1441,7 @@ func (x *BucketRow) String() string {
 func (*BucketRow) ProtoMessage() {}
 
 func (x *BucketRow) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[12]
+	mi := &file_proto_metapb_meta_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1376,7 +1454,7 @@ func (x *BucketRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BucketRow.ProtoReflect.Descriptor instead.
 func (*BucketRow) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{12}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *BucketRow) GetFormat() uint32 {
@@ -1467,7 +1545,7 @@ type OutcomeRow struct {
 
 func (x *OutcomeRow) Reset() {
 	*x = OutcomeRow{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[13]
+	mi := &file_proto_metapb_meta_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1479,7 +1557,7 @@ func (x *OutcomeRow) String() string {
 func (*OutcomeRow) ProtoMessage() {}
 
 func (x *OutcomeRow) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[13]
+	mi := &file_proto_metapb_meta_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1492,7 +1570,7 @@ func (x *OutcomeRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OutcomeRow.ProtoReflect.Descriptor instead.
 func (*OutcomeRow) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{13}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *OutcomeRow) GetAtMs() int64 {
@@ -1524,7 +1602,7 @@ type DoomedRow struct {
 
 func (x *DoomedRow) Reset() {
 	*x = DoomedRow{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[14]
+	mi := &file_proto_metapb_meta_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1536,7 +1614,7 @@ func (x *DoomedRow) String() string {
 func (*DoomedRow) ProtoMessage() {}
 
 func (x *DoomedRow) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[14]
+	mi := &file_proto_metapb_meta_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1549,7 +1627,7 @@ func (x *DoomedRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoomedRow.ProtoReflect.Descriptor instead.
 func (*DoomedRow) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{14}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *DoomedRow) GetFormat() uint32 {
@@ -1603,7 +1681,7 @@ type GarbageRow struct {
 
 func (x *GarbageRow) Reset() {
 	*x = GarbageRow{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[15]
+	mi := &file_proto_metapb_meta_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1615,7 +1693,7 @@ func (x *GarbageRow) String() string {
 func (*GarbageRow) ProtoMessage() {}
 
 func (x *GarbageRow) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[15]
+	mi := &file_proto_metapb_meta_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1628,7 +1706,7 @@ func (x *GarbageRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GarbageRow.ProtoReflect.Descriptor instead.
 func (*GarbageRow) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{15}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *GarbageRow) GetFormat() uint32 {
@@ -1696,7 +1774,7 @@ type RepairRow struct {
 
 func (x *RepairRow) Reset() {
 	*x = RepairRow{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[16]
+	mi := &file_proto_metapb_meta_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1708,7 +1786,7 @@ func (x *RepairRow) String() string {
 func (*RepairRow) ProtoMessage() {}
 
 func (x *RepairRow) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[16]
+	mi := &file_proto_metapb_meta_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1721,7 +1799,7 @@ func (x *RepairRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RepairRow.ProtoReflect.Descriptor instead.
 func (*RepairRow) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{16}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *RepairRow) GetFormat() uint32 {
@@ -1787,7 +1865,7 @@ type RangeDescriptor struct {
 
 func (x *RangeDescriptor) Reset() {
 	*x = RangeDescriptor{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[17]
+	mi := &file_proto_metapb_meta_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1799,7 +1877,7 @@ func (x *RangeDescriptor) String() string {
 func (*RangeDescriptor) ProtoMessage() {}
 
 func (x *RangeDescriptor) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[17]
+	mi := &file_proto_metapb_meta_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1812,7 +1890,7 @@ func (x *RangeDescriptor) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RangeDescriptor.ProtoReflect.Descriptor instead.
 func (*RangeDescriptor) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{17}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *RangeDescriptor) GetFormat() uint32 {
@@ -1867,7 +1945,7 @@ type PosPB struct {
 
 func (x *PosPB) Reset() {
 	*x = PosPB{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[18]
+	mi := &file_proto_metapb_meta_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1879,7 +1957,7 @@ func (x *PosPB) String() string {
 func (*PosPB) ProtoMessage() {}
 
 func (x *PosPB) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[18]
+	mi := &file_proto_metapb_meta_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1892,7 +1970,7 @@ func (x *PosPB) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PosPB.ProtoReflect.Descriptor instead.
 func (*PosPB) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{18}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *PosPB) GetBucket() uint64 {
@@ -1921,7 +1999,7 @@ type GroupClock struct {
 
 func (x *GroupClock) Reset() {
 	*x = GroupClock{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[19]
+	mi := &file_proto_metapb_meta_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1933,7 +2011,7 @@ func (x *GroupClock) String() string {
 func (*GroupClock) ProtoMessage() {}
 
 func (x *GroupClock) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[19]
+	mi := &file_proto_metapb_meta_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1946,7 +2024,7 @@ func (x *GroupClock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GroupClock.ProtoReflect.Descriptor instead.
 func (*GroupClock) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{19}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *GroupClock) GetSeq() uint64 {
@@ -1984,7 +2062,7 @@ type CounterRow struct {
 
 func (x *CounterRow) Reset() {
 	*x = CounterRow{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[20]
+	mi := &file_proto_metapb_meta_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1996,7 +2074,7 @@ func (x *CounterRow) String() string {
 func (*CounterRow) ProtoMessage() {}
 
 func (x *CounterRow) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[20]
+	mi := &file_proto_metapb_meta_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2009,7 +2087,7 @@ func (x *CounterRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CounterRow.ProtoReflect.Descriptor instead.
 func (*CounterRow) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{20}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *CounterRow) GetObjects() int64 {
@@ -2067,7 +2145,7 @@ type Conditions struct {
 
 func (x *Conditions) Reset() {
 	*x = Conditions{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[21]
+	mi := &file_proto_metapb_meta_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2079,7 +2157,7 @@ func (x *Conditions) String() string {
 func (*Conditions) ProtoMessage() {}
 
 func (x *Conditions) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[21]
+	mi := &file_proto_metapb_meta_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2092,7 +2170,7 @@ func (x *Conditions) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Conditions.ProtoReflect.Descriptor instead.
 func (*Conditions) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{21}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Conditions) GetIfMatch() []string {
@@ -2165,7 +2243,7 @@ type RangeCommand struct {
 
 func (x *RangeCommand) Reset() {
 	*x = RangeCommand{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[22]
+	mi := &file_proto_metapb_meta_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2177,7 +2255,7 @@ func (x *RangeCommand) String() string {
 func (*RangeCommand) ProtoMessage() {}
 
 func (x *RangeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[22]
+	mi := &file_proto_metapb_meta_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2190,7 +2268,7 @@ func (x *RangeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RangeCommand.ProtoReflect.Descriptor instead.
 func (*RangeCommand) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{22}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RangeCommand) GetVersion() uint32 {
@@ -2539,7 +2617,7 @@ type PutBucketOp struct {
 
 func (x *PutBucketOp) Reset() {
 	*x = PutBucketOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[23]
+	mi := &file_proto_metapb_meta_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2551,7 +2629,7 @@ func (x *PutBucketOp) String() string {
 func (*PutBucketOp) ProtoMessage() {}
 
 func (x *PutBucketOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[23]
+	mi := &file_proto_metapb_meta_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2564,7 +2642,7 @@ func (x *PutBucketOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutBucketOp.ProtoReflect.Descriptor instead.
 func (*PutBucketOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{23}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *PutBucketOp) GetRow() *BucketRow {
@@ -2592,7 +2670,7 @@ type FenceBucketOp struct {
 
 func (x *FenceBucketOp) Reset() {
 	*x = FenceBucketOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[24]
+	mi := &file_proto_metapb_meta_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2604,7 +2682,7 @@ func (x *FenceBucketOp) String() string {
 func (*FenceBucketOp) ProtoMessage() {}
 
 func (x *FenceBucketOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[24]
+	mi := &file_proto_metapb_meta_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2617,7 +2695,7 @@ func (x *FenceBucketOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FenceBucketOp.ProtoReflect.Descriptor instead.
 func (*FenceBucketOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{24}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *FenceBucketOp) GetBucket() uint64 {
@@ -2652,7 +2730,7 @@ type DropBucketOp struct {
 
 func (x *DropBucketOp) Reset() {
 	*x = DropBucketOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[25]
+	mi := &file_proto_metapb_meta_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2664,7 +2742,7 @@ func (x *DropBucketOp) String() string {
 func (*DropBucketOp) ProtoMessage() {}
 
 func (x *DropBucketOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[25]
+	mi := &file_proto_metapb_meta_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2677,7 +2755,7 @@ func (x *DropBucketOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropBucketOp.ProtoReflect.Descriptor instead.
 func (*DropBucketOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{25}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *DropBucketOp) GetBucket() uint64 {
@@ -2716,7 +2794,7 @@ type SplitOp struct {
 
 func (x *SplitOp) Reset() {
 	*x = SplitOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[26]
+	mi := &file_proto_metapb_meta_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2728,7 +2806,7 @@ func (x *SplitOp) String() string {
 func (*SplitOp) ProtoMessage() {}
 
 func (x *SplitOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[26]
+	mi := &file_proto_metapb_meta_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2741,7 +2819,7 @@ func (x *SplitOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SplitOp.ProtoReflect.Descriptor instead.
 func (*SplitOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{26}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *SplitOp) GetChild() uint64 {
@@ -2792,7 +2870,7 @@ type ChildReplica struct {
 
 func (x *ChildReplica) Reset() {
 	*x = ChildReplica{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[27]
+	mi := &file_proto_metapb_meta_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2804,7 +2882,7 @@ func (x *ChildReplica) String() string {
 func (*ChildReplica) ProtoMessage() {}
 
 func (x *ChildReplica) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[27]
+	mi := &file_proto_metapb_meta_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2817,7 +2895,7 @@ func (x *ChildReplica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChildReplica.ProtoReflect.Descriptor instead.
 func (*ChildReplica) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{27}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ChildReplica) GetParent() string {
@@ -2862,7 +2940,7 @@ type ChildRow struct {
 
 func (x *ChildRow) Reset() {
 	*x = ChildRow{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[28]
+	mi := &file_proto_metapb_meta_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2874,7 +2952,7 @@ func (x *ChildRow) String() string {
 func (*ChildRow) ProtoMessage() {}
 
 func (x *ChildRow) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[28]
+	mi := &file_proto_metapb_meta_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2887,7 +2965,7 @@ func (x *ChildRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChildRow.ProtoReflect.Descriptor instead.
 func (*ChildRow) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{28}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ChildRow) GetFormat() uint32 {
@@ -2935,7 +3013,7 @@ type CheckBoundsOp struct {
 
 func (x *CheckBoundsOp) Reset() {
 	*x = CheckBoundsOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[29]
+	mi := &file_proto_metapb_meta_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2947,7 +3025,7 @@ func (x *CheckBoundsOp) String() string {
 func (*CheckBoundsOp) ProtoMessage() {}
 
 func (x *CheckBoundsOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[29]
+	mi := &file_proto_metapb_meta_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2960,7 +3038,7 @@ func (x *CheckBoundsOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckBoundsOp.ProtoReflect.Descriptor instead.
 func (*CheckBoundsOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{29}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *CheckBoundsOp) GetVoters() []string {
@@ -2983,7 +3061,7 @@ type JudgeBoundsOp struct {
 
 func (x *JudgeBoundsOp) Reset() {
 	*x = JudgeBoundsOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[30]
+	mi := &file_proto_metapb_meta_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2995,7 +3073,7 @@ func (x *JudgeBoundsOp) String() string {
 func (*JudgeBoundsOp) ProtoMessage() {}
 
 func (x *JudgeBoundsOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[30]
+	mi := &file_proto_metapb_meta_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3008,7 +3086,7 @@ func (x *JudgeBoundsOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JudgeBoundsOp.ProtoReflect.Descriptor instead.
 func (*JudgeBoundsOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{30}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *JudgeBoundsOp) GetCheck() []byte {
@@ -3045,7 +3123,7 @@ type CheckRow struct {
 
 func (x *CheckRow) Reset() {
 	*x = CheckRow{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[31]
+	mi := &file_proto_metapb_meta_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3057,7 +3135,7 @@ func (x *CheckRow) String() string {
 func (*CheckRow) ProtoMessage() {}
 
 func (x *CheckRow) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[31]
+	mi := &file_proto_metapb_meta_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3070,7 +3148,7 @@ func (x *CheckRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckRow.ProtoReflect.Descriptor instead.
 func (*CheckRow) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{31}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *CheckRow) GetFormat() uint32 {
@@ -3120,7 +3198,7 @@ type PutObjectOp struct {
 
 func (x *PutObjectOp) Reset() {
 	*x = PutObjectOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[32]
+	mi := &file_proto_metapb_meta_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3132,7 +3210,7 @@ func (x *PutObjectOp) String() string {
 func (*PutObjectOp) ProtoMessage() {}
 
 func (x *PutObjectOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[32]
+	mi := &file_proto_metapb_meta_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3145,7 +3223,7 @@ func (x *PutObjectOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutObjectOp.ProtoReflect.Descriptor instead.
 func (*PutObjectOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{32}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *PutObjectOp) GetBucket() uint64 {
@@ -3187,7 +3265,7 @@ type DeleteObjectsOp struct {
 
 func (x *DeleteObjectsOp) Reset() {
 	*x = DeleteObjectsOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[33]
+	mi := &file_proto_metapb_meta_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3199,7 +3277,7 @@ func (x *DeleteObjectsOp) String() string {
 func (*DeleteObjectsOp) ProtoMessage() {}
 
 func (x *DeleteObjectsOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[33]
+	mi := &file_proto_metapb_meta_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3212,7 +3290,7 @@ func (x *DeleteObjectsOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteObjectsOp.ProtoReflect.Descriptor instead.
 func (*DeleteObjectsOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{33}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *DeleteObjectsOp) GetBucket() uint64 {
@@ -3251,7 +3329,7 @@ type DeleteEntry struct {
 
 func (x *DeleteEntry) Reset() {
 	*x = DeleteEntry{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[34]
+	mi := &file_proto_metapb_meta_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3263,7 +3341,7 @@ func (x *DeleteEntry) String() string {
 func (*DeleteEntry) ProtoMessage() {}
 
 func (x *DeleteEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[34]
+	mi := &file_proto_metapb_meta_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3276,7 +3354,7 @@ func (x *DeleteEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteEntry.ProtoReflect.Descriptor instead.
 func (*DeleteEntry) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{34}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *DeleteEntry) GetKey() []byte {
@@ -3339,7 +3417,7 @@ type CreateUploadOp struct {
 
 func (x *CreateUploadOp) Reset() {
 	*x = CreateUploadOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[35]
+	mi := &file_proto_metapb_meta_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3351,7 +3429,7 @@ func (x *CreateUploadOp) String() string {
 func (*CreateUploadOp) ProtoMessage() {}
 
 func (x *CreateUploadOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[35]
+	mi := &file_proto_metapb_meta_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3364,7 +3442,7 @@ func (x *CreateUploadOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateUploadOp.ProtoReflect.Descriptor instead.
 func (*CreateUploadOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{35}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *CreateUploadOp) GetBucket() uint64 {
@@ -3401,7 +3479,7 @@ type PutPartOp struct {
 
 func (x *PutPartOp) Reset() {
 	*x = PutPartOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[36]
+	mi := &file_proto_metapb_meta_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3413,7 +3491,7 @@ func (x *PutPartOp) String() string {
 func (*PutPartOp) ProtoMessage() {}
 
 func (x *PutPartOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[36]
+	mi := &file_proto_metapb_meta_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3426,7 +3504,7 @@ func (x *PutPartOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutPartOp.ProtoReflect.Descriptor instead.
 func (*PutPartOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{36}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *PutPartOp) GetBucket() uint64 {
@@ -3483,7 +3561,7 @@ type CompleteUploadOp struct {
 
 func (x *CompleteUploadOp) Reset() {
 	*x = CompleteUploadOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[37]
+	mi := &file_proto_metapb_meta_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3495,7 +3573,7 @@ func (x *CompleteUploadOp) String() string {
 func (*CompleteUploadOp) ProtoMessage() {}
 
 func (x *CompleteUploadOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[37]
+	mi := &file_proto_metapb_meta_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3508,7 +3586,7 @@ func (x *CompleteUploadOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CompleteUploadOp.ProtoReflect.Descriptor instead.
 func (*CompleteUploadOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{37}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *CompleteUploadOp) GetBucket() uint64 {
@@ -3601,7 +3679,7 @@ type AbortUploadOp struct {
 
 func (x *AbortUploadOp) Reset() {
 	*x = AbortUploadOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[38]
+	mi := &file_proto_metapb_meta_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3613,7 +3691,7 @@ func (x *AbortUploadOp) String() string {
 func (*AbortUploadOp) ProtoMessage() {}
 
 func (x *AbortUploadOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[38]
+	mi := &file_proto_metapb_meta_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3626,7 +3704,7 @@ func (x *AbortUploadOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AbortUploadOp.ProtoReflect.Descriptor instead.
 func (*AbortUploadOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{38}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *AbortUploadOp) GetBucket() uint64 {
@@ -3679,6 +3757,7 @@ type UpdateVersionOp struct {
 	//	*UpdateVersionOp_Tags
 	//	*UpdateVersionOp_Retention
 	//	*UpdateVersionOp_LegalHold
+	//	*UpdateVersionOp_Restore
 	Change        isUpdateVersionOp_Change `protobuf_oneof:"change"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3686,7 +3765,7 @@ type UpdateVersionOp struct {
 
 func (x *UpdateVersionOp) Reset() {
 	*x = UpdateVersionOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[39]
+	mi := &file_proto_metapb_meta_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3698,7 +3777,7 @@ func (x *UpdateVersionOp) String() string {
 func (*UpdateVersionOp) ProtoMessage() {}
 
 func (x *UpdateVersionOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[39]
+	mi := &file_proto_metapb_meta_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3711,7 +3790,7 @@ func (x *UpdateVersionOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateVersionOp.ProtoReflect.Descriptor instead.
 func (*UpdateVersionOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{39}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *UpdateVersionOp) GetBucket() uint64 {
@@ -3783,6 +3862,15 @@ func (x *UpdateVersionOp) GetLegalHold() bool {
 	return false
 }
 
+func (x *UpdateVersionOp) GetRestore() *Restore {
+	if x != nil {
+		if x, ok := x.Change.(*UpdateVersionOp_Restore); ok {
+			return x.Restore
+		}
+	}
+	return nil
+}
+
 type isUpdateVersionOp_Change interface {
 	isUpdateVersionOp_Change()
 }
@@ -3799,11 +3887,17 @@ type UpdateVersionOp_LegalHold struct {
 	LegalHold bool `protobuf:"varint,8,opt,name=legal_hold,json=legalHold,proto3,oneof"`
 }
 
+type UpdateVersionOp_Restore struct {
+	Restore *Restore `protobuf:"bytes,9,opt,name=restore,proto3,oneof"` // without requested_ms. InvalidObjectState: not archived; RestoreInProgress: one no slower is under way
+}
+
 func (*UpdateVersionOp_Tags) isUpdateVersionOp_Change() {}
 
 func (*UpdateVersionOp_Retention) isUpdateVersionOp_Change() {}
 
 func (*UpdateVersionOp_LegalHold) isUpdateVersionOp_Change() {}
+
+func (*UpdateVersionOp_Restore) isUpdateVersionOp_Change() {}
 
 type Retention struct {
 	state            protoimpl.MessageState `protogen:"open.v1"`
@@ -3816,7 +3910,7 @@ type Retention struct {
 
 func (x *Retention) Reset() {
 	*x = Retention{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[40]
+	mi := &file_proto_metapb_meta_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3828,7 +3922,7 @@ func (x *Retention) String() string {
 func (*Retention) ProtoMessage() {}
 
 func (x *Retention) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[40]
+	mi := &file_proto_metapb_meta_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3841,7 +3935,7 @@ func (x *Retention) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Retention.ProtoReflect.Descriptor instead.
 func (*Retention) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{40}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Retention) GetMode() string {
@@ -3890,7 +3984,7 @@ type RewriteDataOp struct {
 
 func (x *RewriteDataOp) Reset() {
 	*x = RewriteDataOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[41]
+	mi := &file_proto_metapb_meta_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3902,7 +3996,7 @@ func (x *RewriteDataOp) String() string {
 func (*RewriteDataOp) ProtoMessage() {}
 
 func (x *RewriteDataOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[41]
+	mi := &file_proto_metapb_meta_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3915,7 +4009,7 @@ func (x *RewriteDataOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RewriteDataOp.ProtoReflect.Descriptor instead.
 func (*RewriteDataOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{41}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *RewriteDataOp) GetBucket() uint64 {
@@ -4016,7 +4110,7 @@ type ExpireOp struct {
 
 func (x *ExpireOp) Reset() {
 	*x = ExpireOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[42]
+	mi := &file_proto_metapb_meta_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4028,7 +4122,7 @@ func (x *ExpireOp) String() string {
 func (*ExpireOp) ProtoMessage() {}
 
 func (x *ExpireOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[42]
+	mi := &file_proto_metapb_meta_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4041,7 +4135,7 @@ func (x *ExpireOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExpireOp.ProtoReflect.Descriptor instead.
 func (*ExpireOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{42}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ExpireOp) GetBucket() uint64 {
@@ -4079,7 +4173,7 @@ type ExpireEntry struct {
 
 func (x *ExpireEntry) Reset() {
 	*x = ExpireEntry{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[43]
+	mi := &file_proto_metapb_meta_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4091,7 +4185,7 @@ func (x *ExpireEntry) String() string {
 func (*ExpireEntry) ProtoMessage() {}
 
 func (x *ExpireEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[43]
+	mi := &file_proto_metapb_meta_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4104,7 +4198,7 @@ func (x *ExpireEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExpireEntry.ProtoReflect.Descriptor instead.
 func (*ExpireEntry) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{43}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ExpireEntry) GetWhat() ExpireEntry_What {
@@ -4158,7 +4252,7 @@ type DropGarbageOp struct {
 
 func (x *DropGarbageOp) Reset() {
 	*x = DropGarbageOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[44]
+	mi := &file_proto_metapb_meta_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4170,7 +4264,7 @@ func (x *DropGarbageOp) String() string {
 func (*DropGarbageOp) ProtoMessage() {}
 
 func (x *DropGarbageOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[44]
+	mi := &file_proto_metapb_meta_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4183,7 +4277,7 @@ func (x *DropGarbageOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropGarbageOp.ProtoReflect.Descriptor instead.
 func (*DropGarbageOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{44}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *DropGarbageOp) GetIds() []*GarbageID {
@@ -4203,7 +4297,7 @@ type GarbageID struct {
 
 func (x *GarbageID) Reset() {
 	*x = GarbageID{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[45]
+	mi := &file_proto_metapb_meta_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4215,7 +4309,7 @@ func (x *GarbageID) String() string {
 func (*GarbageID) ProtoMessage() {}
 
 func (x *GarbageID) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[45]
+	mi := &file_proto_metapb_meta_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4228,7 +4322,7 @@ func (x *GarbageID) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GarbageID.ProtoReflect.Descriptor instead.
 func (*GarbageID) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{45}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *GarbageID) GetSeq() uint64 {
@@ -4258,7 +4352,7 @@ type ExpandDoomedOp struct {
 
 func (x *ExpandDoomedOp) Reset() {
 	*x = ExpandDoomedOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[46]
+	mi := &file_proto_metapb_meta_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4270,7 +4364,7 @@ func (x *ExpandDoomedOp) String() string {
 func (*ExpandDoomedOp) ProtoMessage() {}
 
 func (x *ExpandDoomedOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[46]
+	mi := &file_proto_metapb_meta_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4283,7 +4377,7 @@ func (x *ExpandDoomedOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExpandDoomedOp.ProtoReflect.Descriptor instead.
 func (*ExpandDoomedOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{46}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ExpandDoomedOp) GetRowsMax() uint32 {
@@ -4311,7 +4405,7 @@ type DoomedID struct {
 
 func (x *DoomedID) Reset() {
 	*x = DoomedID{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[47]
+	mi := &file_proto_metapb_meta_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4323,7 +4417,7 @@ func (x *DoomedID) String() string {
 func (*DoomedID) ProtoMessage() {}
 
 func (x *DoomedID) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[47]
+	mi := &file_proto_metapb_meta_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4336,7 +4430,7 @@ func (x *DoomedID) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoomedID.ProtoReflect.Descriptor instead.
 func (*DoomedID) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{47}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *DoomedID) GetBucket() uint64 {
@@ -4369,7 +4463,7 @@ type SweepOp struct {
 
 func (x *SweepOp) Reset() {
 	*x = SweepOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[48]
+	mi := &file_proto_metapb_meta_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4381,7 +4475,7 @@ func (x *SweepOp) String() string {
 func (*SweepOp) ProtoMessage() {}
 
 func (x *SweepOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[48]
+	mi := &file_proto_metapb_meta_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4394,7 +4488,7 @@ func (x *SweepOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SweepOp.ProtoReflect.Descriptor instead.
 func (*SweepOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{48}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *SweepOp) GetRowsMax() uint32 {
@@ -4413,7 +4507,7 @@ type DropRepairOp struct {
 
 func (x *DropRepairOp) Reset() {
 	*x = DropRepairOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[49]
+	mi := &file_proto_metapb_meta_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4425,7 +4519,7 @@ func (x *DropRepairOp) String() string {
 func (*DropRepairOp) ProtoMessage() {}
 
 func (x *DropRepairOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[49]
+	mi := &file_proto_metapb_meta_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4438,7 +4532,7 @@ func (x *DropRepairOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropRepairOp.ProtoReflect.Descriptor instead.
 func (*DropRepairOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{49}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *DropRepairOp) GetIds() []*RepairID {
@@ -4459,7 +4553,7 @@ type RepairID struct {
 
 func (x *RepairID) Reset() {
 	*x = RepairID{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[50]
+	mi := &file_proto_metapb_meta_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4471,7 +4565,7 @@ func (x *RepairID) String() string {
 func (*RepairID) ProtoMessage() {}
 
 func (x *RepairID) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[50]
+	mi := &file_proto_metapb_meta_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4484,7 +4578,7 @@ func (x *RepairID) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RepairID.ProtoReflect.Descriptor instead.
 func (*RepairID) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{50}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *RepairID) GetBucket() uint64 {
@@ -4516,7 +4610,7 @@ type TickOp struct {
 
 func (x *TickOp) Reset() {
 	*x = TickOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[51]
+	mi := &file_proto_metapb_meta_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4528,7 +4622,7 @@ func (x *TickOp) String() string {
 func (*TickOp) ProtoMessage() {}
 
 func (x *TickOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[51]
+	mi := &file_proto_metapb_meta_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4541,7 +4635,7 @@ func (x *TickOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TickOp.ProtoReflect.Descriptor instead.
 func (*TickOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{51}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{52}
 }
 
 // RangeResult answers a RangeCommand.
@@ -4566,14 +4660,16 @@ type RangeResult struct {
 	// The range's own bounds first, after WrongRange and commands on a bucket's row; then the children that were
 	// born with the keys that are wrong here.
 	Ranges        []*SysGroup `protobuf:"bytes,17,rep,name=ranges,proto3" json:"ranges,omitempty"`
-	ModifiedMs    int64       `protobuf:"varint,18,opt,name=modified_ms,json=modifiedMs,proto3" json:"modified_ms,omitempty"` // of the version named, after UpdateVersion
+	ModifiedMs    int64       `protobuf:"varint,18,opt,name=modified_ms,json=modifiedMs,proto3" json:"modified_ms,omitempty"`      // of the version named, after UpdateVersion
+	Restored      bool        `protobuf:"varint,19,opt,name=restored,proto3" json:"restored,omitempty"`                            // it could be read already: only the end of that was set anew
+	StorageClass  string      `protobuf:"bytes,20,opt,name=storage_class,json=storageClass,proto3" json:"storage_class,omitempty"` // of the version, with InvalidObjectState
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RangeResult) Reset() {
 	*x = RangeResult{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[52]
+	mi := &file_proto_metapb_meta_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4585,7 +4681,7 @@ func (x *RangeResult) String() string {
 func (*RangeResult) ProtoMessage() {}
 
 func (x *RangeResult) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[52]
+	mi := &file_proto_metapb_meta_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4598,7 +4694,7 @@ func (x *RangeResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RangeResult.ProtoReflect.Descriptor instead.
 func (*RangeResult) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{52}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *RangeResult) GetKind() uint32 {
@@ -4727,6 +4823,20 @@ func (x *RangeResult) GetModifiedMs() int64 {
 	return 0
 }
 
+func (x *RangeResult) GetRestored() bool {
+	if x != nil {
+		return x.Restored
+	}
+	return false
+}
+
+func (x *RangeResult) GetStorageClass() string {
+	if x != nil {
+		return x.StorageClass
+	}
+	return ""
+}
+
 type SysDrive struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            []byte                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -4743,7 +4853,7 @@ type SysDrive struct {
 
 func (x *SysDrive) Reset() {
 	*x = SysDrive{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[53]
+	mi := &file_proto_metapb_meta_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4755,7 +4865,7 @@ func (x *SysDrive) String() string {
 func (*SysDrive) ProtoMessage() {}
 
 func (x *SysDrive) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[53]
+	mi := &file_proto_metapb_meta_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4768,7 +4878,7 @@ func (x *SysDrive) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SysDrive.ProtoReflect.Descriptor instead.
 func (*SysDrive) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{53}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *SysDrive) GetId() []byte {
@@ -4843,7 +4953,7 @@ type SysPG struct {
 
 func (x *SysPG) Reset() {
 	*x = SysPG{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[54]
+	mi := &file_proto_metapb_meta_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4855,7 +4965,7 @@ func (x *SysPG) String() string {
 func (*SysPG) ProtoMessage() {}
 
 func (x *SysPG) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[54]
+	mi := &file_proto_metapb_meta_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4868,7 +4978,7 @@ func (x *SysPG) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SysPG.ProtoReflect.Descriptor instead.
 func (*SysPG) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{54}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *SysPG) GetId() uint32 {
@@ -4941,7 +5051,7 @@ type SysGroup struct {
 
 func (x *SysGroup) Reset() {
 	*x = SysGroup{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[55]
+	mi := &file_proto_metapb_meta_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4953,7 +5063,7 @@ func (x *SysGroup) String() string {
 func (*SysGroup) ProtoMessage() {}
 
 func (x *SysGroup) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[55]
+	mi := &file_proto_metapb_meta_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4966,7 +5076,7 @@ func (x *SysGroup) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SysGroup.ProtoReflect.Descriptor instead.
 func (*SysGroup) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{55}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *SysGroup) GetId() uint64 {
@@ -5023,7 +5133,7 @@ type SysReplica struct {
 
 func (x *SysReplica) Reset() {
 	*x = SysReplica{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[56]
+	mi := &file_proto_metapb_meta_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5035,7 +5145,7 @@ func (x *SysReplica) String() string {
 func (*SysReplica) ProtoMessage() {}
 
 func (x *SysReplica) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[56]
+	mi := &file_proto_metapb_meta_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5048,7 +5158,7 @@ func (x *SysReplica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SysReplica.ProtoReflect.Descriptor instead.
 func (*SysReplica) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{56}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *SysReplica) GetId() string {
@@ -5098,7 +5208,7 @@ type SysNode struct {
 
 func (x *SysNode) Reset() {
 	*x = SysNode{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[57]
+	mi := &file_proto_metapb_meta_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5110,7 +5220,7 @@ func (x *SysNode) String() string {
 func (*SysNode) ProtoMessage() {}
 
 func (x *SysNode) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[57]
+	mi := &file_proto_metapb_meta_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5123,7 +5233,7 @@ func (x *SysNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SysNode.ProtoReflect.Descriptor instead.
 func (*SysNode) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{57}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *SysNode) GetId() string {
@@ -5209,7 +5319,7 @@ type SysToken struct {
 
 func (x *SysToken) Reset() {
 	*x = SysToken{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[58]
+	mi := &file_proto_metapb_meta_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5221,7 +5331,7 @@ func (x *SysToken) String() string {
 func (*SysToken) ProtoMessage() {}
 
 func (x *SysToken) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[58]
+	mi := &file_proto_metapb_meta_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5234,7 +5344,7 @@ func (x *SysToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SysToken.ProtoReflect.Descriptor instead.
 func (*SysToken) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{58}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *SysToken) GetId() []byte {
@@ -5276,7 +5386,7 @@ type SysCA struct {
 
 func (x *SysCA) Reset() {
 	*x = SysCA{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[59]
+	mi := &file_proto_metapb_meta_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5288,7 +5398,7 @@ func (x *SysCA) String() string {
 func (*SysCA) ProtoMessage() {}
 
 func (x *SysCA) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[59]
+	mi := &file_proto_metapb_meta_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5301,7 +5411,7 @@ func (x *SysCA) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SysCA.ProtoReflect.Descriptor instead.
 func (*SysCA) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{59}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *SysCA) GetFormat() uint32 {
@@ -5332,7 +5442,7 @@ type SysTopology struct {
 
 func (x *SysTopology) Reset() {
 	*x = SysTopology{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[60]
+	mi := &file_proto_metapb_meta_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5344,7 +5454,7 @@ func (x *SysTopology) String() string {
 func (*SysTopology) ProtoMessage() {}
 
 func (x *SysTopology) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[60]
+	mi := &file_proto_metapb_meta_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5357,7 +5467,7 @@ func (x *SysTopology) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SysTopology.ProtoReflect.Descriptor instead.
 func (*SysTopology) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{60}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *SysTopology) GetStore() *SysStore {
@@ -5419,7 +5529,7 @@ type SysBucket struct {
 
 func (x *SysBucket) Reset() {
 	*x = SysBucket{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[61]
+	mi := &file_proto_metapb_meta_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5431,7 +5541,7 @@ func (x *SysBucket) String() string {
 func (*SysBucket) ProtoMessage() {}
 
 func (x *SysBucket) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[61]
+	mi := &file_proto_metapb_meta_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5444,7 +5554,7 @@ func (x *SysBucket) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SysBucket.ProtoReflect.Descriptor instead.
 func (*SysBucket) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{61}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *SysBucket) GetFormat() uint32 {
@@ -5570,7 +5680,7 @@ type LifecycleConfig struct {
 
 func (x *LifecycleConfig) Reset() {
 	*x = LifecycleConfig{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[62]
+	mi := &file_proto_metapb_meta_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5582,7 +5692,7 @@ func (x *LifecycleConfig) String() string {
 func (*LifecycleConfig) ProtoMessage() {}
 
 func (x *LifecycleConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[62]
+	mi := &file_proto_metapb_meta_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5595,7 +5705,7 @@ func (x *LifecycleConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LifecycleConfig.ProtoReflect.Descriptor instead.
 func (*LifecycleConfig) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{62}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *LifecycleConfig) GetRules() []*LifecycleRule {
@@ -5628,7 +5738,7 @@ type LifecycleRule struct {
 
 func (x *LifecycleRule) Reset() {
 	*x = LifecycleRule{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[63]
+	mi := &file_proto_metapb_meta_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5640,7 +5750,7 @@ func (x *LifecycleRule) String() string {
 func (*LifecycleRule) ProtoMessage() {}
 
 func (x *LifecycleRule) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[63]
+	mi := &file_proto_metapb_meta_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5653,7 +5763,7 @@ func (x *LifecycleRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LifecycleRule.ProtoReflect.Descriptor instead.
 func (*LifecycleRule) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{63}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *LifecycleRule) GetId() string {
@@ -5731,7 +5841,7 @@ type LifecycleFilter struct {
 
 func (x *LifecycleFilter) Reset() {
 	*x = LifecycleFilter{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[64]
+	mi := &file_proto_metapb_meta_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5743,7 +5853,7 @@ func (x *LifecycleFilter) String() string {
 func (*LifecycleFilter) ProtoMessage() {}
 
 func (x *LifecycleFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[64]
+	mi := &file_proto_metapb_meta_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5756,7 +5866,7 @@ func (x *LifecycleFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LifecycleFilter.ProtoReflect.Descriptor instead.
 func (*LifecycleFilter) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{64}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *LifecycleFilter) GetPrefix() string {
@@ -5834,7 +5944,7 @@ type LifecycleTransition struct {
 
 func (x *LifecycleTransition) Reset() {
 	*x = LifecycleTransition{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[65]
+	mi := &file_proto_metapb_meta_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5846,7 +5956,7 @@ func (x *LifecycleTransition) String() string {
 func (*LifecycleTransition) ProtoMessage() {}
 
 func (x *LifecycleTransition) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[65]
+	mi := &file_proto_metapb_meta_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5859,7 +5969,7 @@ func (x *LifecycleTransition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LifecycleTransition.ProtoReflect.Descriptor instead.
 func (*LifecycleTransition) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{65}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *LifecycleTransition) GetDays() uint32 {
@@ -5901,7 +6011,7 @@ type LifecycleExpiration struct {
 
 func (x *LifecycleExpiration) Reset() {
 	*x = LifecycleExpiration{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[66]
+	mi := &file_proto_metapb_meta_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5913,7 +6023,7 @@ func (x *LifecycleExpiration) String() string {
 func (*LifecycleExpiration) ProtoMessage() {}
 
 func (x *LifecycleExpiration) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[66]
+	mi := &file_proto_metapb_meta_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5926,7 +6036,7 @@ func (x *LifecycleExpiration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LifecycleExpiration.ProtoReflect.Descriptor instead.
 func (*LifecycleExpiration) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{66}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *LifecycleExpiration) GetDays() uint32 {
@@ -5960,7 +6070,7 @@ type LifecycleNoncurrentExpiration struct {
 
 func (x *LifecycleNoncurrentExpiration) Reset() {
 	*x = LifecycleNoncurrentExpiration{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[67]
+	mi := &file_proto_metapb_meta_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5972,7 +6082,7 @@ func (x *LifecycleNoncurrentExpiration) String() string {
 func (*LifecycleNoncurrentExpiration) ProtoMessage() {}
 
 func (x *LifecycleNoncurrentExpiration) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[67]
+	mi := &file_proto_metapb_meta_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5985,7 +6095,7 @@ func (x *LifecycleNoncurrentExpiration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LifecycleNoncurrentExpiration.ProtoReflect.Descriptor instead.
 func (*LifecycleNoncurrentExpiration) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{67}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *LifecycleNoncurrentExpiration) GetDays() uint32 {
@@ -6015,7 +6125,7 @@ type PublicAccessBlock struct {
 
 func (x *PublicAccessBlock) Reset() {
 	*x = PublicAccessBlock{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[68]
+	mi := &file_proto_metapb_meta_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6027,7 +6137,7 @@ func (x *PublicAccessBlock) String() string {
 func (*PublicAccessBlock) ProtoMessage() {}
 
 func (x *PublicAccessBlock) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[68]
+	mi := &file_proto_metapb_meta_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6040,7 +6150,7 @@ func (x *PublicAccessBlock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublicAccessBlock.ProtoReflect.Descriptor instead.
 func (*PublicAccessBlock) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{68}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *PublicAccessBlock) GetBlockPublicAcls() bool {
@@ -6083,7 +6193,7 @@ type BucketLock struct {
 
 func (x *BucketLock) Reset() {
 	*x = BucketLock{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[69]
+	mi := &file_proto_metapb_meta_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6095,7 +6205,7 @@ func (x *BucketLock) String() string {
 func (*BucketLock) ProtoMessage() {}
 
 func (x *BucketLock) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[69]
+	mi := &file_proto_metapb_meta_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6108,7 +6218,7 @@ func (x *BucketLock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BucketLock.ProtoReflect.Descriptor instead.
 func (*BucketLock) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{69}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *BucketLock) GetMode() string {
@@ -6148,7 +6258,7 @@ type SysStore struct {
 
 func (x *SysStore) Reset() {
 	*x = SysStore{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[70]
+	mi := &file_proto_metapb_meta_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6160,7 +6270,7 @@ func (x *SysStore) String() string {
 func (*SysStore) ProtoMessage() {}
 
 func (x *SysStore) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[70]
+	mi := &file_proto_metapb_meta_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6173,7 +6283,7 @@ func (x *SysStore) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SysStore.ProtoReflect.Descriptor instead.
 func (*SysStore) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{70}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *SysStore) GetFormat() uint32 {
@@ -6270,7 +6380,7 @@ type SysCommand struct {
 
 func (x *SysCommand) Reset() {
 	*x = SysCommand{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[71]
+	mi := &file_proto_metapb_meta_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6282,7 +6392,7 @@ func (x *SysCommand) String() string {
 func (*SysCommand) ProtoMessage() {}
 
 func (x *SysCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[71]
+	mi := &file_proto_metapb_meta_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6295,7 +6405,7 @@ func (x *SysCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SysCommand.ProtoReflect.Descriptor instead.
 func (*SysCommand) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{71}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *SysCommand) GetVersion() uint32 {
@@ -6704,7 +6814,7 @@ type InitStoreOp struct {
 
 func (x *InitStoreOp) Reset() {
 	*x = InitStoreOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[72]
+	mi := &file_proto_metapb_meta_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6716,7 +6826,7 @@ func (x *InitStoreOp) String() string {
 func (*InitStoreOp) ProtoMessage() {}
 
 func (x *InitStoreOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[72]
+	mi := &file_proto_metapb_meta_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6729,7 +6839,7 @@ func (x *InitStoreOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InitStoreOp.ProtoReflect.Descriptor instead.
 func (*InitStoreOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{72}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *InitStoreOp) GetStoreId() string {
@@ -6783,7 +6893,7 @@ type PutDriveOp struct {
 
 func (x *PutDriveOp) Reset() {
 	*x = PutDriveOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[73]
+	mi := &file_proto_metapb_meta_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6795,7 +6905,7 @@ func (x *PutDriveOp) String() string {
 func (*PutDriveOp) ProtoMessage() {}
 
 func (x *PutDriveOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[73]
+	mi := &file_proto_metapb_meta_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6808,7 +6918,7 @@ func (x *PutDriveOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutDriveOp.ProtoReflect.Descriptor instead.
 func (*PutDriveOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{73}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *PutDriveOp) GetDrive() *SysDrive {
@@ -6828,7 +6938,7 @@ type SetDriveStateOp struct {
 
 func (x *SetDriveStateOp) Reset() {
 	*x = SetDriveStateOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[74]
+	mi := &file_proto_metapb_meta_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6840,7 +6950,7 @@ func (x *SetDriveStateOp) String() string {
 func (*SetDriveStateOp) ProtoMessage() {}
 
 func (x *SetDriveStateOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[74]
+	mi := &file_proto_metapb_meta_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6853,7 +6963,7 @@ func (x *SetDriveStateOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetDriveStateOp.ProtoReflect.Descriptor instead.
 func (*SetDriveStateOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{74}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *SetDriveStateOp) GetDrive() []byte {
@@ -6880,7 +6990,7 @@ type ReplaceDriveOp struct {
 
 func (x *ReplaceDriveOp) Reset() {
 	*x = ReplaceDriveOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[75]
+	mi := &file_proto_metapb_meta_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6892,7 +7002,7 @@ func (x *ReplaceDriveOp) String() string {
 func (*ReplaceDriveOp) ProtoMessage() {}
 
 func (x *ReplaceDriveOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[75]
+	mi := &file_proto_metapb_meta_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6905,7 +7015,7 @@ func (x *ReplaceDriveOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplaceDriveOp.ProtoReflect.Descriptor instead.
 func (*ReplaceDriveOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{75}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *ReplaceDriveOp) GetOld() []byte {
@@ -6931,7 +7041,7 @@ type PutPGsOp struct {
 
 func (x *PutPGsOp) Reset() {
 	*x = PutPGsOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[76]
+	mi := &file_proto_metapb_meta_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6943,7 +7053,7 @@ func (x *PutPGsOp) String() string {
 func (*PutPGsOp) ProtoMessage() {}
 
 func (x *PutPGsOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[76]
+	mi := &file_proto_metapb_meta_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6956,7 +7066,7 @@ func (x *PutPGsOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutPGsOp.ProtoReflect.Descriptor instead.
 func (*PutPGsOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{76}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *PutPGsOp) GetPgs() []*SysPG {
@@ -6976,7 +7086,7 @@ type UpdatePGOp struct {
 
 func (x *UpdatePGOp) Reset() {
 	*x = UpdatePGOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[77]
+	mi := &file_proto_metapb_meta_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6988,7 +7098,7 @@ func (x *UpdatePGOp) String() string {
 func (*UpdatePGOp) ProtoMessage() {}
 
 func (x *UpdatePGOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[77]
+	mi := &file_proto_metapb_meta_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7001,7 +7111,7 @@ func (x *UpdatePGOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdatePGOp.ProtoReflect.Descriptor instead.
 func (*UpdatePGOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{77}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *UpdatePGOp) GetPg() *SysPG {
@@ -7027,7 +7137,7 @@ type PutGroupOp struct {
 
 func (x *PutGroupOp) Reset() {
 	*x = PutGroupOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[78]
+	mi := &file_proto_metapb_meta_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7039,7 +7149,7 @@ func (x *PutGroupOp) String() string {
 func (*PutGroupOp) ProtoMessage() {}
 
 func (x *PutGroupOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[78]
+	mi := &file_proto_metapb_meta_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7052,7 +7162,7 @@ func (x *PutGroupOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutGroupOp.ProtoReflect.Descriptor instead.
 func (*PutGroupOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{78}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *PutGroupOp) GetGroup() *SysGroup {
@@ -7071,7 +7181,7 @@ type CreateBucketOp struct {
 
 func (x *CreateBucketOp) Reset() {
 	*x = CreateBucketOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[79]
+	mi := &file_proto_metapb_meta_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7083,7 +7193,7 @@ func (x *CreateBucketOp) String() string {
 func (*CreateBucketOp) ProtoMessage() {}
 
 func (x *CreateBucketOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[79]
+	mi := &file_proto_metapb_meta_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7096,7 +7206,7 @@ func (x *CreateBucketOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateBucketOp.ProtoReflect.Descriptor instead.
 func (*CreateBucketOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{79}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *CreateBucketOp) GetBucket() *SysBucket {
@@ -7118,7 +7228,7 @@ type SetBucketStateOp struct {
 
 func (x *SetBucketStateOp) Reset() {
 	*x = SetBucketStateOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[80]
+	mi := &file_proto_metapb_meta_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7130,7 +7240,7 @@ func (x *SetBucketStateOp) String() string {
 func (*SetBucketStateOp) ProtoMessage() {}
 
 func (x *SetBucketStateOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[80]
+	mi := &file_proto_metapb_meta_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7143,7 +7253,7 @@ func (x *SetBucketStateOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetBucketStateOp.ProtoReflect.Descriptor instead.
 func (*SetBucketStateOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{80}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *SetBucketStateOp) GetBucket() uint64 {
@@ -7183,7 +7293,7 @@ type RemoveBucketOp struct {
 
 func (x *RemoveBucketOp) Reset() {
 	*x = RemoveBucketOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[81]
+	mi := &file_proto_metapb_meta_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7195,7 +7305,7 @@ func (x *RemoveBucketOp) String() string {
 func (*RemoveBucketOp) ProtoMessage() {}
 
 func (x *RemoveBucketOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[81]
+	mi := &file_proto_metapb_meta_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7208,7 +7318,7 @@ func (x *RemoveBucketOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveBucketOp.ProtoReflect.Descriptor instead.
 func (*RemoveBucketOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{81}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *RemoveBucketOp) GetBucket() uint64 {
@@ -7236,7 +7346,7 @@ type SetBucketConfigOp struct {
 
 func (x *SetBucketConfigOp) Reset() {
 	*x = SetBucketConfigOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[82]
+	mi := &file_proto_metapb_meta_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7248,7 +7358,7 @@ func (x *SetBucketConfigOp) String() string {
 func (*SetBucketConfigOp) ProtoMessage() {}
 
 func (x *SetBucketConfigOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[82]
+	mi := &file_proto_metapb_meta_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7261,7 +7371,7 @@ func (x *SetBucketConfigOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetBucketConfigOp.ProtoReflect.Descriptor instead.
 func (*SetBucketConfigOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{82}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *SetBucketConfigOp) GetBucket() uint64 {
@@ -7322,7 +7432,7 @@ type SetLifecycle struct {
 
 func (x *SetLifecycle) Reset() {
 	*x = SetLifecycle{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[83]
+	mi := &file_proto_metapb_meta_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7334,7 +7444,7 @@ func (x *SetLifecycle) String() string {
 func (*SetLifecycle) ProtoMessage() {}
 
 func (x *SetLifecycle) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[83]
+	mi := &file_proto_metapb_meta_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7347,7 +7457,7 @@ func (x *SetLifecycle) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetLifecycle.ProtoReflect.Descriptor instead.
 func (*SetLifecycle) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{83}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *SetLifecycle) GetConfig() *LifecycleConfig {
@@ -7366,7 +7476,7 @@ type SetPublicAccessBlock struct {
 
 func (x *SetPublicAccessBlock) Reset() {
 	*x = SetPublicAccessBlock{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[84]
+	mi := &file_proto_metapb_meta_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7378,7 +7488,7 @@ func (x *SetPublicAccessBlock) String() string {
 func (*SetPublicAccessBlock) ProtoMessage() {}
 
 func (x *SetPublicAccessBlock) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[84]
+	mi := &file_proto_metapb_meta_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7391,7 +7501,7 @@ func (x *SetPublicAccessBlock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetPublicAccessBlock.ProtoReflect.Descriptor instead.
 func (*SetPublicAccessBlock) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{84}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *SetPublicAccessBlock) GetBlock() *PublicAccessBlock {
@@ -7410,7 +7520,7 @@ type SetOwnershipControls struct {
 
 func (x *SetOwnershipControls) Reset() {
 	*x = SetOwnershipControls{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[85]
+	mi := &file_proto_metapb_meta_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7422,7 +7532,7 @@ func (x *SetOwnershipControls) String() string {
 func (*SetOwnershipControls) ProtoMessage() {}
 
 func (x *SetOwnershipControls) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[85]
+	mi := &file_proto_metapb_meta_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7435,7 +7545,7 @@ func (x *SetOwnershipControls) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetOwnershipControls.ProtoReflect.Descriptor instead.
 func (*SetOwnershipControls) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{85}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *SetOwnershipControls) GetDeleted() bool {
@@ -7455,7 +7565,7 @@ type BucketRowsDoneOp struct {
 
 func (x *BucketRowsDoneOp) Reset() {
 	*x = BucketRowsDoneOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[86]
+	mi := &file_proto_metapb_meta_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7467,7 +7577,7 @@ func (x *BucketRowsDoneOp) String() string {
 func (*BucketRowsDoneOp) ProtoMessage() {}
 
 func (x *BucketRowsDoneOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[86]
+	mi := &file_proto_metapb_meta_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7480,7 +7590,7 @@ func (x *BucketRowsDoneOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BucketRowsDoneOp.ProtoReflect.Descriptor instead.
 func (*BucketRowsDoneOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{86}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *BucketRowsDoneOp) GetBucket() uint64 {
@@ -7507,7 +7617,7 @@ type DriveStartedOp struct {
 
 func (x *DriveStartedOp) Reset() {
 	*x = DriveStartedOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[87]
+	mi := &file_proto_metapb_meta_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7519,7 +7629,7 @@ func (x *DriveStartedOp) String() string {
 func (*DriveStartedOp) ProtoMessage() {}
 
 func (x *DriveStartedOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[87]
+	mi := &file_proto_metapb_meta_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7532,7 +7642,7 @@ func (x *DriveStartedOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DriveStartedOp.ProtoReflect.Descriptor instead.
 func (*DriveStartedOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{87}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *DriveStartedOp) GetDrive() []byte {
@@ -7559,7 +7669,7 @@ type AddNodeOp struct {
 
 func (x *AddNodeOp) Reset() {
 	*x = AddNodeOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[88]
+	mi := &file_proto_metapb_meta_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7571,7 +7681,7 @@ func (x *AddNodeOp) String() string {
 func (*AddNodeOp) ProtoMessage() {}
 
 func (x *AddNodeOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[88]
+	mi := &file_proto_metapb_meta_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7584,7 +7694,7 @@ func (x *AddNodeOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddNodeOp.ProtoReflect.Descriptor instead.
 func (*AddNodeOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{88}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *AddNodeOp) GetNode() *SysNode {
@@ -7615,7 +7725,7 @@ type NodeStartedOp struct {
 
 func (x *NodeStartedOp) Reset() {
 	*x = NodeStartedOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[89]
+	mi := &file_proto_metapb_meta_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7627,7 +7737,7 @@ func (x *NodeStartedOp) String() string {
 func (*NodeStartedOp) ProtoMessage() {}
 
 func (x *NodeStartedOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[89]
+	mi := &file_proto_metapb_meta_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7640,7 +7750,7 @@ func (x *NodeStartedOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStartedOp.ProtoReflect.Descriptor instead.
 func (*NodeStartedOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{89}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *NodeStartedOp) GetNode() string {
@@ -7694,7 +7804,7 @@ type NodesDownOp struct {
 
 func (x *NodesDownOp) Reset() {
 	*x = NodesDownOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[90]
+	mi := &file_proto_metapb_meta_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7706,7 +7816,7 @@ func (x *NodesDownOp) String() string {
 func (*NodesDownOp) ProtoMessage() {}
 
 func (x *NodesDownOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[90]
+	mi := &file_proto_metapb_meta_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7719,7 +7829,7 @@ func (x *NodesDownOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodesDownOp.ProtoReflect.Descriptor instead.
 func (*NodesDownOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{90}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *NodesDownOp) GetNodes() []*NodeRef {
@@ -7739,7 +7849,7 @@ type NodeRef struct {
 
 func (x *NodeRef) Reset() {
 	*x = NodeRef{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[91]
+	mi := &file_proto_metapb_meta_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7751,7 +7861,7 @@ func (x *NodeRef) String() string {
 func (*NodeRef) ProtoMessage() {}
 
 func (x *NodeRef) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[91]
+	mi := &file_proto_metapb_meta_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7764,7 +7874,7 @@ func (x *NodeRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeRef.ProtoReflect.Descriptor instead.
 func (*NodeRef) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{91}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *NodeRef) GetNode() string {
@@ -7791,7 +7901,7 @@ type LeaveNodeOp struct {
 
 func (x *LeaveNodeOp) Reset() {
 	*x = LeaveNodeOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[92]
+	mi := &file_proto_metapb_meta_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7803,7 +7913,7 @@ func (x *LeaveNodeOp) String() string {
 func (*LeaveNodeOp) ProtoMessage() {}
 
 func (x *LeaveNodeOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[92]
+	mi := &file_proto_metapb_meta_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7816,7 +7926,7 @@ func (x *LeaveNodeOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaveNodeOp.ProtoReflect.Descriptor instead.
 func (*LeaveNodeOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{92}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *LeaveNodeOp) GetNode() string {
@@ -7842,7 +7952,7 @@ type RemoveNodeOp struct {
 
 func (x *RemoveNodeOp) Reset() {
 	*x = RemoveNodeOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[93]
+	mi := &file_proto_metapb_meta_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7854,7 +7964,7 @@ func (x *RemoveNodeOp) String() string {
 func (*RemoveNodeOp) ProtoMessage() {}
 
 func (x *RemoveNodeOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[93]
+	mi := &file_proto_metapb_meta_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7867,7 +7977,7 @@ func (x *RemoveNodeOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeOp.ProtoReflect.Descriptor instead.
 func (*RemoveNodeOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{93}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *RemoveNodeOp) GetNode() string {
@@ -7887,7 +7997,7 @@ type PutTokenOp struct {
 
 func (x *PutTokenOp) Reset() {
 	*x = PutTokenOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[94]
+	mi := &file_proto_metapb_meta_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7899,7 +8009,7 @@ func (x *PutTokenOp) String() string {
 func (*PutTokenOp) ProtoMessage() {}
 
 func (x *PutTokenOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[94]
+	mi := &file_proto_metapb_meta_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7912,7 +8022,7 @@ func (x *PutTokenOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutTokenOp.ProtoReflect.Descriptor instead.
 func (*PutTokenOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{94}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *PutTokenOp) GetId() []byte {
@@ -7939,7 +8049,7 @@ type PutCAOp struct {
 
 func (x *PutCAOp) Reset() {
 	*x = PutCAOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[95]
+	mi := &file_proto_metapb_meta_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7951,7 +8061,7 @@ func (x *PutCAOp) String() string {
 func (*PutCAOp) ProtoMessage() {}
 
 func (x *PutCAOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[95]
+	mi := &file_proto_metapb_meta_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7964,7 +8074,7 @@ func (x *PutCAOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutCAOp.ProtoReflect.Descriptor instead.
 func (*PutCAOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{95}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *PutCAOp) GetSealed() []byte {
@@ -7992,7 +8102,7 @@ type SetReplicasOp struct {
 
 func (x *SetReplicasOp) Reset() {
 	*x = SetReplicasOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[96]
+	mi := &file_proto_metapb_meta_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8004,7 +8114,7 @@ func (x *SetReplicasOp) String() string {
 func (*SetReplicasOp) ProtoMessage() {}
 
 func (x *SetReplicasOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[96]
+	mi := &file_proto_metapb_meta_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8017,7 +8127,7 @@ func (x *SetReplicasOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetReplicasOp.ProtoReflect.Descriptor instead.
 func (*SetReplicasOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{96}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *SetReplicasOp) GetGroup() uint64 {
@@ -8051,7 +8161,7 @@ type ReplicaLostOp struct {
 
 func (x *ReplicaLostOp) Reset() {
 	*x = ReplicaLostOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[97]
+	mi := &file_proto_metapb_meta_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8063,7 +8173,7 @@ func (x *ReplicaLostOp) String() string {
 func (*ReplicaLostOp) ProtoMessage() {}
 
 func (x *ReplicaLostOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[97]
+	mi := &file_proto_metapb_meta_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8076,7 +8186,7 @@ func (x *ReplicaLostOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicaLostOp.ProtoReflect.Descriptor instead.
 func (*ReplicaLostOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{97}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *ReplicaLostOp) GetGroup() uint64 {
@@ -8101,7 +8211,7 @@ type NewGroupOp struct {
 
 func (x *NewGroupOp) Reset() {
 	*x = NewGroupOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[98]
+	mi := &file_proto_metapb_meta_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8113,7 +8223,7 @@ func (x *NewGroupOp) String() string {
 func (*NewGroupOp) ProtoMessage() {}
 
 func (x *NewGroupOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[98]
+	mi := &file_proto_metapb_meta_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8126,7 +8236,7 @@ func (x *NewGroupOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NewGroupOp.ProtoReflect.Descriptor instead.
 func (*NewGroupOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{98}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{99}
 }
 
 type PutRangesOp struct {
@@ -8138,7 +8248,7 @@ type PutRangesOp struct {
 
 func (x *PutRangesOp) Reset() {
 	*x = PutRangesOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[99]
+	mi := &file_proto_metapb_meta_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8150,7 +8260,7 @@ func (x *PutRangesOp) String() string {
 func (*PutRangesOp) ProtoMessage() {}
 
 func (x *PutRangesOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[99]
+	mi := &file_proto_metapb_meta_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8163,7 +8273,7 @@ func (x *PutRangesOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutRangesOp.ProtoReflect.Descriptor instead.
 func (*PutRangesOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{99}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *PutRangesOp) GetRanges() []*SysGroup {
@@ -8190,7 +8300,7 @@ type SysResult struct {
 
 func (x *SysResult) Reset() {
 	*x = SysResult{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[100]
+	mi := &file_proto_metapb_meta_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8202,7 +8312,7 @@ func (x *SysResult) String() string {
 func (*SysResult) ProtoMessage() {}
 
 func (x *SysResult) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[100]
+	mi := &file_proto_metapb_meta_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8215,7 +8325,7 @@ func (x *SysResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SysResult.ProtoReflect.Descriptor instead.
 func (*SysResult) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{100}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *SysResult) GetKind() uint32 {
@@ -8328,7 +8438,7 @@ const file_proto_metapb_meta_proto_rawDesc = "" +
 	"\x12checksum_algorithm\x18\t \x01(\x0e2 .cairn.meta.v1.ChecksumAlgorithmR\x11checksumAlgorithm\x120\n" +
 	"\x14checksum_full_object\x18\n" +
 	" \x01(\bR\x12checksumFullObject\x12(\n" +
-	"\x10raw_content_type\x18\v \x01(\fR\x0erawContentType\"\xcd\x03\n" +
+	"\x10raw_content_type\x18\v \x01(\fR\x0erawContentType\"\xff\x03\n" +
 	"\tObjectRow\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12\x10\n" +
 	"\x03seq\x18\x02 \x01(\x04R\x03seq\x12\x14\n" +
@@ -8347,7 +8457,14 @@ const file_proto_metapb_meta_proto_rawDesc = "" +
 	"attributes\x125\n" +
 	"\tchecksums\x18\f \x03(\v2\x17.cairn.meta.v1.ChecksumR\tchecksums\x12'\n" +
 	"\x04data\x18\r \x01(\v2\x13.cairn.meta.v1.DataR\x04data\x12#\n" +
-	"\rnoncurrent_ms\x18\x0e \x01(\x03R\fnoncurrentMs\"\xa6\x02\n" +
+	"\rnoncurrent_ms\x18\x0e \x01(\x03R\fnoncurrentMs\x120\n" +
+	"\arestore\x18\x0f \x01(\v2\x16.cairn.meta.v1.RestoreR\arestore\"z\n" +
+	"\aRestore\x12!\n" +
+	"\frequested_ms\x18\x01 \x01(\x03R\vrequestedMs\x12\x19\n" +
+	"\bready_ms\x18\x02 \x01(\x03R\areadyMs\x12\x1d\n" +
+	"\n" +
+	"expires_ms\x18\x03 \x01(\x03R\texpiresMs\x12\x12\n" +
+	"\x04tier\x18\x04 \x01(\tR\x04tier\"\xa6\x02\n" +
 	"\tUploadRow\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12\x10\n" +
 	"\x03seq\x18\x02 \x01(\x04R\x03seq\x12\x14\n" +
@@ -8609,7 +8726,7 @@ const file_proto_metapb_meta_proto_rawDesc = "" +
 	"\n" +
 	"upload_seq\x18\x03 \x01(\x04R\tuploadSeq\x12!\n" +
 	"\fupload_nonce\x18\x04 \x01(\x06R\vuploadNonce\x12&\n" +
-	"\x0fif_initiated_ms\x18\x05 \x01(\x03R\rifInitiatedMs\"\xb2\x02\n" +
+	"\x0fif_initiated_ms\x18\x05 \x01(\x03R\rifInitiatedMs\"\xe6\x02\n" +
 	"\x0fUpdateVersionOp\x12\x16\n" +
 	"\x06bucket\x18\x01 \x01(\x04R\x06bucket\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\fR\x03key\x12\x1f\n" +
@@ -8621,7 +8738,8 @@ const file_proto_metapb_meta_proto_rawDesc = "" +
 	"\x04tags\x18\x06 \x01(\v2\x13.cairn.meta.v1.TagsH\x00R\x04tags\x128\n" +
 	"\tretention\x18\a \x01(\v2\x18.cairn.meta.v1.RetentionH\x00R\tretention\x12\x1f\n" +
 	"\n" +
-	"legal_hold\x18\b \x01(\bH\x00R\tlegalHoldB\b\n" +
+	"legal_hold\x18\b \x01(\bH\x00R\tlegalHold\x122\n" +
+	"\arestore\x18\t \x01(\v2\x16.cairn.meta.v1.RestoreH\x00R\arestoreB\b\n" +
 	"\x06change\"g\n" +
 	"\tRetention\x12\x12\n" +
 	"\x04mode\x18\x01 \x01(\tR\x04mode\x12\x19\n" +
@@ -8686,7 +8804,7 @@ const file_proto_metapb_meta_proto_rawDesc = "" +
 	"\x06bucket\x18\x01 \x01(\x04R\x06bucket\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\fR\x03key\x12\x10\n" +
 	"\x03seq\x18\x03 \x01(\x04R\x03seq\"\b\n" +
-	"\x06TickOp\"\xb5\x04\n" +
+	"\x06TickOp\"\xf6\x04\n" +
 	"\vRangeResult\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\rR\x04kind\x12\x0e\n" +
 	"\x02ok\x18\x02 \x01(\bR\x02ok\x12\x16\n" +
@@ -8708,7 +8826,9 @@ const file_proto_metapb_meta_proto_rawDesc = "" +
 	"\x05freed\x18\x10 \x01(\bR\x05freed\x12/\n" +
 	"\x06ranges\x18\x11 \x03(\v2\x17.cairn.meta.v1.SysGroupR\x06ranges\x12\x1f\n" +
 	"\vmodified_ms\x18\x12 \x01(\x03R\n" +
-	"modifiedMs\"\xbe\x01\n" +
+	"modifiedMs\x12\x1a\n" +
+	"\brestored\x18\x13 \x01(\bR\brestored\x12#\n" +
+	"\rstorage_class\x18\x14 \x01(\tR\fstorageClass\"\xbe\x01\n" +
 	"\bSysDrive\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x12\n" +
@@ -9036,7 +9156,7 @@ func file_proto_metapb_meta_proto_rawDescGZIP() []byte {
 }
 
 var file_proto_metapb_meta_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_proto_metapb_meta_proto_msgTypes = make([]protoimpl.MessageInfo, 101)
+var file_proto_metapb_meta_proto_msgTypes = make([]protoimpl.MessageInfo, 102)
 var file_proto_metapb_meta_proto_goTypes = []any{
 	(ChecksumAlgorithm)(0),                // 0: cairn.meta.v1.ChecksumAlgorithm
 	(Versioning)(0),                       // 1: cairn.meta.v1.Versioning
@@ -9049,100 +9169,101 @@ var file_proto_metapb_meta_proto_goTypes = []any{
 	(*Tags)(nil),                          // 8: cairn.meta.v1.Tags
 	(*Attributes)(nil),                    // 9: cairn.meta.v1.Attributes
 	(*ObjectRow)(nil),                     // 10: cairn.meta.v1.ObjectRow
-	(*UploadRow)(nil),                     // 11: cairn.meta.v1.UploadRow
-	(*PartRow)(nil),                       // 12: cairn.meta.v1.PartRow
-	(*ManifestPart)(nil),                  // 13: cairn.meta.v1.ManifestPart
-	(*ManifestRow)(nil),                   // 14: cairn.meta.v1.ManifestRow
-	(*CompletedUploadRow)(nil),            // 15: cairn.meta.v1.CompletedUploadRow
-	(*BucketRow)(nil),                     // 16: cairn.meta.v1.BucketRow
-	(*OutcomeRow)(nil),                    // 17: cairn.meta.v1.OutcomeRow
-	(*DoomedRow)(nil),                     // 18: cairn.meta.v1.DoomedRow
-	(*GarbageRow)(nil),                    // 19: cairn.meta.v1.GarbageRow
-	(*RepairRow)(nil),                     // 20: cairn.meta.v1.RepairRow
-	(*RangeDescriptor)(nil),               // 21: cairn.meta.v1.RangeDescriptor
-	(*PosPB)(nil),                         // 22: cairn.meta.v1.PosPB
-	(*GroupClock)(nil),                    // 23: cairn.meta.v1.GroupClock
-	(*CounterRow)(nil),                    // 24: cairn.meta.v1.CounterRow
-	(*Conditions)(nil),                    // 25: cairn.meta.v1.Conditions
-	(*RangeCommand)(nil),                  // 26: cairn.meta.v1.RangeCommand
-	(*PutBucketOp)(nil),                   // 27: cairn.meta.v1.PutBucketOp
-	(*FenceBucketOp)(nil),                 // 28: cairn.meta.v1.FenceBucketOp
-	(*DropBucketOp)(nil),                  // 29: cairn.meta.v1.DropBucketOp
-	(*SplitOp)(nil),                       // 30: cairn.meta.v1.SplitOp
-	(*ChildReplica)(nil),                  // 31: cairn.meta.v1.ChildReplica
-	(*ChildRow)(nil),                      // 32: cairn.meta.v1.ChildRow
-	(*CheckBoundsOp)(nil),                 // 33: cairn.meta.v1.CheckBoundsOp
-	(*JudgeBoundsOp)(nil),                 // 34: cairn.meta.v1.JudgeBoundsOp
-	(*CheckRow)(nil),                      // 35: cairn.meta.v1.CheckRow
-	(*PutObjectOp)(nil),                   // 36: cairn.meta.v1.PutObjectOp
-	(*DeleteObjectsOp)(nil),               // 37: cairn.meta.v1.DeleteObjectsOp
-	(*DeleteEntry)(nil),                   // 38: cairn.meta.v1.DeleteEntry
-	(*CreateUploadOp)(nil),                // 39: cairn.meta.v1.CreateUploadOp
-	(*PutPartOp)(nil),                     // 40: cairn.meta.v1.PutPartOp
-	(*CompleteUploadOp)(nil),              // 41: cairn.meta.v1.CompleteUploadOp
-	(*AbortUploadOp)(nil),                 // 42: cairn.meta.v1.AbortUploadOp
-	(*UpdateVersionOp)(nil),               // 43: cairn.meta.v1.UpdateVersionOp
-	(*Retention)(nil),                     // 44: cairn.meta.v1.Retention
-	(*RewriteDataOp)(nil),                 // 45: cairn.meta.v1.RewriteDataOp
-	(*ExpireOp)(nil),                      // 46: cairn.meta.v1.ExpireOp
-	(*ExpireEntry)(nil),                   // 47: cairn.meta.v1.ExpireEntry
-	(*DropGarbageOp)(nil),                 // 48: cairn.meta.v1.DropGarbageOp
-	(*GarbageID)(nil),                     // 49: cairn.meta.v1.GarbageID
-	(*ExpandDoomedOp)(nil),                // 50: cairn.meta.v1.ExpandDoomedOp
-	(*DoomedID)(nil),                      // 51: cairn.meta.v1.DoomedID
-	(*SweepOp)(nil),                       // 52: cairn.meta.v1.SweepOp
-	(*DropRepairOp)(nil),                  // 53: cairn.meta.v1.DropRepairOp
-	(*RepairID)(nil),                      // 54: cairn.meta.v1.RepairID
-	(*TickOp)(nil),                        // 55: cairn.meta.v1.TickOp
-	(*RangeResult)(nil),                   // 56: cairn.meta.v1.RangeResult
-	(*SysDrive)(nil),                      // 57: cairn.meta.v1.SysDrive
-	(*SysPG)(nil),                         // 58: cairn.meta.v1.SysPG
-	(*SysGroup)(nil),                      // 59: cairn.meta.v1.SysGroup
-	(*SysReplica)(nil),                    // 60: cairn.meta.v1.SysReplica
-	(*SysNode)(nil),                       // 61: cairn.meta.v1.SysNode
-	(*SysToken)(nil),                      // 62: cairn.meta.v1.SysToken
-	(*SysCA)(nil),                         // 63: cairn.meta.v1.SysCA
-	(*SysTopology)(nil),                   // 64: cairn.meta.v1.SysTopology
-	(*SysBucket)(nil),                     // 65: cairn.meta.v1.SysBucket
-	(*LifecycleConfig)(nil),               // 66: cairn.meta.v1.LifecycleConfig
-	(*LifecycleRule)(nil),                 // 67: cairn.meta.v1.LifecycleRule
-	(*LifecycleFilter)(nil),               // 68: cairn.meta.v1.LifecycleFilter
-	(*LifecycleTransition)(nil),           // 69: cairn.meta.v1.LifecycleTransition
-	(*LifecycleExpiration)(nil),           // 70: cairn.meta.v1.LifecycleExpiration
-	(*LifecycleNoncurrentExpiration)(nil), // 71: cairn.meta.v1.LifecycleNoncurrentExpiration
-	(*PublicAccessBlock)(nil),             // 72: cairn.meta.v1.PublicAccessBlock
-	(*BucketLock)(nil),                    // 73: cairn.meta.v1.BucketLock
-	(*SysStore)(nil),                      // 74: cairn.meta.v1.SysStore
-	(*SysCommand)(nil),                    // 75: cairn.meta.v1.SysCommand
-	(*InitStoreOp)(nil),                   // 76: cairn.meta.v1.InitStoreOp
-	(*PutDriveOp)(nil),                    // 77: cairn.meta.v1.PutDriveOp
-	(*SetDriveStateOp)(nil),               // 78: cairn.meta.v1.SetDriveStateOp
-	(*ReplaceDriveOp)(nil),                // 79: cairn.meta.v1.ReplaceDriveOp
-	(*PutPGsOp)(nil),                      // 80: cairn.meta.v1.PutPGsOp
-	(*UpdatePGOp)(nil),                    // 81: cairn.meta.v1.UpdatePGOp
-	(*PutGroupOp)(nil),                    // 82: cairn.meta.v1.PutGroupOp
-	(*CreateBucketOp)(nil),                // 83: cairn.meta.v1.CreateBucketOp
-	(*SetBucketStateOp)(nil),              // 84: cairn.meta.v1.SetBucketStateOp
-	(*RemoveBucketOp)(nil),                // 85: cairn.meta.v1.RemoveBucketOp
-	(*SetBucketConfigOp)(nil),             // 86: cairn.meta.v1.SetBucketConfigOp
-	(*SetLifecycle)(nil),                  // 87: cairn.meta.v1.SetLifecycle
-	(*SetPublicAccessBlock)(nil),          // 88: cairn.meta.v1.SetPublicAccessBlock
-	(*SetOwnershipControls)(nil),          // 89: cairn.meta.v1.SetOwnershipControls
-	(*BucketRowsDoneOp)(nil),              // 90: cairn.meta.v1.BucketRowsDoneOp
-	(*DriveStartedOp)(nil),                // 91: cairn.meta.v1.DriveStartedOp
-	(*AddNodeOp)(nil),                     // 92: cairn.meta.v1.AddNodeOp
-	(*NodeStartedOp)(nil),                 // 93: cairn.meta.v1.NodeStartedOp
-	(*NodesDownOp)(nil),                   // 94: cairn.meta.v1.NodesDownOp
-	(*NodeRef)(nil),                       // 95: cairn.meta.v1.NodeRef
-	(*LeaveNodeOp)(nil),                   // 96: cairn.meta.v1.LeaveNodeOp
-	(*RemoveNodeOp)(nil),                  // 97: cairn.meta.v1.RemoveNodeOp
-	(*PutTokenOp)(nil),                    // 98: cairn.meta.v1.PutTokenOp
-	(*PutCAOp)(nil),                       // 99: cairn.meta.v1.PutCAOp
-	(*SetReplicasOp)(nil),                 // 100: cairn.meta.v1.SetReplicasOp
-	(*ReplicaLostOp)(nil),                 // 101: cairn.meta.v1.ReplicaLostOp
-	(*NewGroupOp)(nil),                    // 102: cairn.meta.v1.NewGroupOp
-	(*PutRangesOp)(nil),                   // 103: cairn.meta.v1.PutRangesOp
-	(*SysResult)(nil),                     // 104: cairn.meta.v1.SysResult
+	(*Restore)(nil),                       // 11: cairn.meta.v1.Restore
+	(*UploadRow)(nil),                     // 12: cairn.meta.v1.UploadRow
+	(*PartRow)(nil),                       // 13: cairn.meta.v1.PartRow
+	(*ManifestPart)(nil),                  // 14: cairn.meta.v1.ManifestPart
+	(*ManifestRow)(nil),                   // 15: cairn.meta.v1.ManifestRow
+	(*CompletedUploadRow)(nil),            // 16: cairn.meta.v1.CompletedUploadRow
+	(*BucketRow)(nil),                     // 17: cairn.meta.v1.BucketRow
+	(*OutcomeRow)(nil),                    // 18: cairn.meta.v1.OutcomeRow
+	(*DoomedRow)(nil),                     // 19: cairn.meta.v1.DoomedRow
+	(*GarbageRow)(nil),                    // 20: cairn.meta.v1.GarbageRow
+	(*RepairRow)(nil),                     // 21: cairn.meta.v1.RepairRow
+	(*RangeDescriptor)(nil),               // 22: cairn.meta.v1.RangeDescriptor
+	(*PosPB)(nil),                         // 23: cairn.meta.v1.PosPB
+	(*GroupClock)(nil),                    // 24: cairn.meta.v1.GroupClock
+	(*CounterRow)(nil),                    // 25: cairn.meta.v1.CounterRow
+	(*Conditions)(nil),                    // 26: cairn.meta.v1.Conditions
+	(*RangeCommand)(nil),                  // 27: cairn.meta.v1.RangeCommand
+	(*PutBucketOp)(nil),                   // 28: cairn.meta.v1.PutBucketOp
+	(*FenceBucketOp)(nil),                 // 29: cairn.meta.v1.FenceBucketOp
+	(*DropBucketOp)(nil),                  // 30: cairn.meta.v1.DropBucketOp
+	(*SplitOp)(nil),                       // 31: cairn.meta.v1.SplitOp
+	(*ChildReplica)(nil),                  // 32: cairn.meta.v1.ChildReplica
+	(*ChildRow)(nil),                      // 33: cairn.meta.v1.ChildRow
+	(*CheckBoundsOp)(nil),                 // 34: cairn.meta.v1.CheckBoundsOp
+	(*JudgeBoundsOp)(nil),                 // 35: cairn.meta.v1.JudgeBoundsOp
+	(*CheckRow)(nil),                      // 36: cairn.meta.v1.CheckRow
+	(*PutObjectOp)(nil),                   // 37: cairn.meta.v1.PutObjectOp
+	(*DeleteObjectsOp)(nil),               // 38: cairn.meta.v1.DeleteObjectsOp
+	(*DeleteEntry)(nil),                   // 39: cairn.meta.v1.DeleteEntry
+	(*CreateUploadOp)(nil),                // 40: cairn.meta.v1.CreateUploadOp
+	(*PutPartOp)(nil),                     // 41: cairn.meta.v1.PutPartOp
+	(*CompleteUploadOp)(nil),              // 42: cairn.meta.v1.CompleteUploadOp
+	(*AbortUploadOp)(nil),                 // 43: cairn.meta.v1.AbortUploadOp
+	(*UpdateVersionOp)(nil),               // 44: cairn.meta.v1.UpdateVersionOp
+	(*Retention)(nil),                     // 45: cairn.meta.v1.Retention
+	(*RewriteDataOp)(nil),                 // 46: cairn.meta.v1.RewriteDataOp
+	(*ExpireOp)(nil),                      // 47: cairn.meta.v1.ExpireOp
+	(*ExpireEntry)(nil),                   // 48: cairn.meta.v1.ExpireEntry
+	(*DropGarbageOp)(nil),                 // 49: cairn.meta.v1.DropGarbageOp
+	(*GarbageID)(nil),                     // 50: cairn.meta.v1.GarbageID
+	(*ExpandDoomedOp)(nil),                // 51: cairn.meta.v1.ExpandDoomedOp
+	(*DoomedID)(nil),                      // 52: cairn.meta.v1.DoomedID
+	(*SweepOp)(nil),                       // 53: cairn.meta.v1.SweepOp
+	(*DropRepairOp)(nil),                  // 54: cairn.meta.v1.DropRepairOp
+	(*RepairID)(nil),                      // 55: cairn.meta.v1.RepairID
+	(*TickOp)(nil),                        // 56: cairn.meta.v1.TickOp
+	(*RangeResult)(nil),                   // 57: cairn.meta.v1.RangeResult
+	(*SysDrive)(nil),                      // 58: cairn.meta.v1.SysDrive
+	(*SysPG)(nil),                         // 59: cairn.meta.v1.SysPG
+	(*SysGroup)(nil),                      // 60: cairn.meta.v1.SysGroup
+	(*SysReplica)(nil),                    // 61: cairn.meta.v1.SysReplica
+	(*SysNode)(nil),                       // 62: cairn.meta.v1.SysNode
+	(*SysToken)(nil),                      // 63: cairn.meta.v1.SysToken
+	(*SysCA)(nil),                         // 64: cairn.meta.v1.SysCA
+	(*SysTopology)(nil),                   // 65: cairn.meta.v1.SysTopology
+	(*SysBucket)(nil),                     // 66: cairn.meta.v1.SysBucket
+	(*LifecycleConfig)(nil),               // 67: cairn.meta.v1.LifecycleConfig
+	(*LifecycleRule)(nil),                 // 68: cairn.meta.v1.LifecycleRule
+	(*LifecycleFilter)(nil),               // 69: cairn.meta.v1.LifecycleFilter
+	(*LifecycleTransition)(nil),           // 70: cairn.meta.v1.LifecycleTransition
+	(*LifecycleExpiration)(nil),           // 71: cairn.meta.v1.LifecycleExpiration
+	(*LifecycleNoncurrentExpiration)(nil), // 72: cairn.meta.v1.LifecycleNoncurrentExpiration
+	(*PublicAccessBlock)(nil),             // 73: cairn.meta.v1.PublicAccessBlock
+	(*BucketLock)(nil),                    // 74: cairn.meta.v1.BucketLock
+	(*SysStore)(nil),                      // 75: cairn.meta.v1.SysStore
+	(*SysCommand)(nil),                    // 76: cairn.meta.v1.SysCommand
+	(*InitStoreOp)(nil),                   // 77: cairn.meta.v1.InitStoreOp
+	(*PutDriveOp)(nil),                    // 78: cairn.meta.v1.PutDriveOp
+	(*SetDriveStateOp)(nil),               // 79: cairn.meta.v1.SetDriveStateOp
+	(*ReplaceDriveOp)(nil),                // 80: cairn.meta.v1.ReplaceDriveOp
+	(*PutPGsOp)(nil),                      // 81: cairn.meta.v1.PutPGsOp
+	(*UpdatePGOp)(nil),                    // 82: cairn.meta.v1.UpdatePGOp
+	(*PutGroupOp)(nil),                    // 83: cairn.meta.v1.PutGroupOp
+	(*CreateBucketOp)(nil),                // 84: cairn.meta.v1.CreateBucketOp
+	(*SetBucketStateOp)(nil),              // 85: cairn.meta.v1.SetBucketStateOp
+	(*RemoveBucketOp)(nil),                // 86: cairn.meta.v1.RemoveBucketOp
+	(*SetBucketConfigOp)(nil),             // 87: cairn.meta.v1.SetBucketConfigOp
+	(*SetLifecycle)(nil),                  // 88: cairn.meta.v1.SetLifecycle
+	(*SetPublicAccessBlock)(nil),          // 89: cairn.meta.v1.SetPublicAccessBlock
+	(*SetOwnershipControls)(nil),          // 90: cairn.meta.v1.SetOwnershipControls
+	(*BucketRowsDoneOp)(nil),              // 91: cairn.meta.v1.BucketRowsDoneOp
+	(*DriveStartedOp)(nil),                // 92: cairn.meta.v1.DriveStartedOp
+	(*AddNodeOp)(nil),                     // 93: cairn.meta.v1.AddNodeOp
+	(*NodeStartedOp)(nil),                 // 94: cairn.meta.v1.NodeStartedOp
+	(*NodesDownOp)(nil),                   // 95: cairn.meta.v1.NodesDownOp
+	(*NodeRef)(nil),                       // 96: cairn.meta.v1.NodeRef
+	(*LeaveNodeOp)(nil),                   // 97: cairn.meta.v1.LeaveNodeOp
+	(*RemoveNodeOp)(nil),                  // 98: cairn.meta.v1.RemoveNodeOp
+	(*PutTokenOp)(nil),                    // 99: cairn.meta.v1.PutTokenOp
+	(*PutCAOp)(nil),                       // 100: cairn.meta.v1.PutCAOp
+	(*SetReplicasOp)(nil),                 // 101: cairn.meta.v1.SetReplicasOp
+	(*ReplicaLostOp)(nil),                 // 102: cairn.meta.v1.ReplicaLostOp
+	(*NewGroupOp)(nil),                    // 103: cairn.meta.v1.NewGroupOp
+	(*PutRangesOp)(nil),                   // 104: cairn.meta.v1.PutRangesOp
+	(*SysResult)(nil),                     // 105: cairn.meta.v1.SysResult
 }
 var file_proto_metapb_meta_proto_depIdxs = []int32{
 	4,   // 0: cairn.meta.v1.Data.chunks:type_name -> cairn.meta.v1.ChunkRef
@@ -9155,138 +9276,140 @@ var file_proto_metapb_meta_proto_depIdxs = []int32{
 	9,   // 7: cairn.meta.v1.ObjectRow.attributes:type_name -> cairn.meta.v1.Attributes
 	6,   // 8: cairn.meta.v1.ObjectRow.checksums:type_name -> cairn.meta.v1.Checksum
 	5,   // 9: cairn.meta.v1.ObjectRow.data:type_name -> cairn.meta.v1.Data
-	9,   // 10: cairn.meta.v1.UploadRow.attributes:type_name -> cairn.meta.v1.Attributes
-	6,   // 11: cairn.meta.v1.PartRow.checksums:type_name -> cairn.meta.v1.Checksum
-	5,   // 12: cairn.meta.v1.PartRow.data:type_name -> cairn.meta.v1.Data
-	13,  // 13: cairn.meta.v1.ManifestRow.parts:type_name -> cairn.meta.v1.ManifestPart
-	6,   // 14: cairn.meta.v1.CompletedUploadRow.checksums:type_name -> cairn.meta.v1.Checksum
-	1,   // 15: cairn.meta.v1.BucketRow.versioning:type_name -> cairn.meta.v1.Versioning
-	4,   // 16: cairn.meta.v1.GarbageRow.chunks:type_name -> cairn.meta.v1.ChunkRef
-	22,  // 17: cairn.meta.v1.RangeDescriptor.start:type_name -> cairn.meta.v1.PosPB
-	22,  // 18: cairn.meta.v1.RangeDescriptor.end:type_name -> cairn.meta.v1.PosPB
-	27,  // 19: cairn.meta.v1.RangeCommand.put_bucket:type_name -> cairn.meta.v1.PutBucketOp
-	28,  // 20: cairn.meta.v1.RangeCommand.fence_bucket:type_name -> cairn.meta.v1.FenceBucketOp
-	29,  // 21: cairn.meta.v1.RangeCommand.drop_bucket:type_name -> cairn.meta.v1.DropBucketOp
-	36,  // 22: cairn.meta.v1.RangeCommand.put_object:type_name -> cairn.meta.v1.PutObjectOp
-	37,  // 23: cairn.meta.v1.RangeCommand.delete_objects:type_name -> cairn.meta.v1.DeleteObjectsOp
-	39,  // 24: cairn.meta.v1.RangeCommand.create_upload:type_name -> cairn.meta.v1.CreateUploadOp
-	40,  // 25: cairn.meta.v1.RangeCommand.put_part:type_name -> cairn.meta.v1.PutPartOp
-	41,  // 26: cairn.meta.v1.RangeCommand.complete_upload:type_name -> cairn.meta.v1.CompleteUploadOp
-	42,  // 27: cairn.meta.v1.RangeCommand.abort_upload:type_name -> cairn.meta.v1.AbortUploadOp
-	45,  // 28: cairn.meta.v1.RangeCommand.rewrite_data:type_name -> cairn.meta.v1.RewriteDataOp
-	43,  // 29: cairn.meta.v1.RangeCommand.update_version:type_name -> cairn.meta.v1.UpdateVersionOp
-	46,  // 30: cairn.meta.v1.RangeCommand.expire:type_name -> cairn.meta.v1.ExpireOp
-	48,  // 31: cairn.meta.v1.RangeCommand.drop_garbage:type_name -> cairn.meta.v1.DropGarbageOp
-	50,  // 32: cairn.meta.v1.RangeCommand.expand_doomed:type_name -> cairn.meta.v1.ExpandDoomedOp
-	52,  // 33: cairn.meta.v1.RangeCommand.sweep:type_name -> cairn.meta.v1.SweepOp
-	53,  // 34: cairn.meta.v1.RangeCommand.drop_repair:type_name -> cairn.meta.v1.DropRepairOp
-	55,  // 35: cairn.meta.v1.RangeCommand.tick:type_name -> cairn.meta.v1.TickOp
-	30,  // 36: cairn.meta.v1.RangeCommand.split:type_name -> cairn.meta.v1.SplitOp
-	33,  // 37: cairn.meta.v1.RangeCommand.check_bounds:type_name -> cairn.meta.v1.CheckBoundsOp
-	34,  // 38: cairn.meta.v1.RangeCommand.judge_bounds:type_name -> cairn.meta.v1.JudgeBoundsOp
-	16,  // 39: cairn.meta.v1.PutBucketOp.row:type_name -> cairn.meta.v1.BucketRow
-	22,  // 40: cairn.meta.v1.SplitOp.at:type_name -> cairn.meta.v1.PosPB
-	31,  // 41: cairn.meta.v1.SplitOp.replicas:type_name -> cairn.meta.v1.ChildReplica
-	22,  // 42: cairn.meta.v1.ChildRow.start:type_name -> cairn.meta.v1.PosPB
-	22,  // 43: cairn.meta.v1.ChildRow.end:type_name -> cairn.meta.v1.PosPB
-	31,  // 44: cairn.meta.v1.ChildRow.replicas:type_name -> cairn.meta.v1.ChildReplica
-	34,  // 45: cairn.meta.v1.CheckRow.found:type_name -> cairn.meta.v1.JudgeBoundsOp
-	10,  // 46: cairn.meta.v1.PutObjectOp.row:type_name -> cairn.meta.v1.ObjectRow
-	25,  // 47: cairn.meta.v1.PutObjectOp.conditions:type_name -> cairn.meta.v1.Conditions
-	38,  // 48: cairn.meta.v1.DeleteObjectsOp.entries:type_name -> cairn.meta.v1.DeleteEntry
-	25,  // 49: cairn.meta.v1.DeleteEntry.conditions:type_name -> cairn.meta.v1.Conditions
-	11,  // 50: cairn.meta.v1.CreateUploadOp.row:type_name -> cairn.meta.v1.UploadRow
-	12,  // 51: cairn.meta.v1.PutPartOp.row:type_name -> cairn.meta.v1.PartRow
-	13,  // 52: cairn.meta.v1.CompleteUploadOp.parts:type_name -> cairn.meta.v1.ManifestPart
-	6,   // 53: cairn.meta.v1.CompleteUploadOp.checksums:type_name -> cairn.meta.v1.Checksum
-	25,  // 54: cairn.meta.v1.CompleteUploadOp.conditions:type_name -> cairn.meta.v1.Conditions
-	8,   // 55: cairn.meta.v1.UpdateVersionOp.tags:type_name -> cairn.meta.v1.Tags
-	44,  // 56: cairn.meta.v1.UpdateVersionOp.retention:type_name -> cairn.meta.v1.Retention
-	5,   // 57: cairn.meta.v1.RewriteDataOp.data:type_name -> cairn.meta.v1.Data
-	4,   // 58: cairn.meta.v1.RewriteDataOp.release:type_name -> cairn.meta.v1.ChunkRef
-	47,  // 59: cairn.meta.v1.ExpireOp.entries:type_name -> cairn.meta.v1.ExpireEntry
-	3,   // 60: cairn.meta.v1.ExpireEntry.what:type_name -> cairn.meta.v1.ExpireEntry.What
-	49,  // 61: cairn.meta.v1.DropGarbageOp.ids:type_name -> cairn.meta.v1.GarbageID
-	51,  // 62: cairn.meta.v1.ExpandDoomedOp.only:type_name -> cairn.meta.v1.DoomedID
-	54,  // 63: cairn.meta.v1.DropRepairOp.ids:type_name -> cairn.meta.v1.RepairID
-	6,   // 64: cairn.meta.v1.RangeResult.checksums:type_name -> cairn.meta.v1.Checksum
-	56,  // 65: cairn.meta.v1.RangeResult.entries:type_name -> cairn.meta.v1.RangeResult
-	59,  // 66: cairn.meta.v1.RangeResult.ranges:type_name -> cairn.meta.v1.SysGroup
-	22,  // 67: cairn.meta.v1.SysGroup.start:type_name -> cairn.meta.v1.PosPB
-	22,  // 68: cairn.meta.v1.SysGroup.end:type_name -> cairn.meta.v1.PosPB
-	60,  // 69: cairn.meta.v1.SysGroup.replicas:type_name -> cairn.meta.v1.SysReplica
-	74,  // 70: cairn.meta.v1.SysTopology.store:type_name -> cairn.meta.v1.SysStore
-	61,  // 71: cairn.meta.v1.SysTopology.nodes:type_name -> cairn.meta.v1.SysNode
-	57,  // 72: cairn.meta.v1.SysTopology.drives:type_name -> cairn.meta.v1.SysDrive
-	58,  // 73: cairn.meta.v1.SysTopology.pgs:type_name -> cairn.meta.v1.SysPG
-	59,  // 74: cairn.meta.v1.SysTopology.groups:type_name -> cairn.meta.v1.SysGroup
-	2,   // 75: cairn.meta.v1.SysBucket.state:type_name -> cairn.meta.v1.BucketState
-	1,   // 76: cairn.meta.v1.SysBucket.versioning:type_name -> cairn.meta.v1.Versioning
-	73,  // 77: cairn.meta.v1.SysBucket.default_lock:type_name -> cairn.meta.v1.BucketLock
-	7,   // 78: cairn.meta.v1.SysBucket.tags:type_name -> cairn.meta.v1.KV
-	72,  // 79: cairn.meta.v1.SysBucket.public_access_block:type_name -> cairn.meta.v1.PublicAccessBlock
-	66,  // 80: cairn.meta.v1.SysBucket.lifecycle:type_name -> cairn.meta.v1.LifecycleConfig
-	67,  // 81: cairn.meta.v1.LifecycleConfig.rules:type_name -> cairn.meta.v1.LifecycleRule
-	68,  // 82: cairn.meta.v1.LifecycleRule.filter:type_name -> cairn.meta.v1.LifecycleFilter
-	69,  // 83: cairn.meta.v1.LifecycleRule.transitions:type_name -> cairn.meta.v1.LifecycleTransition
-	69,  // 84: cairn.meta.v1.LifecycleRule.noncurrent_transitions:type_name -> cairn.meta.v1.LifecycleTransition
-	70,  // 85: cairn.meta.v1.LifecycleRule.expiration:type_name -> cairn.meta.v1.LifecycleExpiration
-	71,  // 86: cairn.meta.v1.LifecycleRule.noncurrent_expiration:type_name -> cairn.meta.v1.LifecycleNoncurrentExpiration
-	7,   // 87: cairn.meta.v1.LifecycleFilter.tags:type_name -> cairn.meta.v1.KV
-	76,  // 88: cairn.meta.v1.SysCommand.init_store:type_name -> cairn.meta.v1.InitStoreOp
-	77,  // 89: cairn.meta.v1.SysCommand.put_drive:type_name -> cairn.meta.v1.PutDriveOp
-	78,  // 90: cairn.meta.v1.SysCommand.set_drive_state:type_name -> cairn.meta.v1.SetDriveStateOp
-	79,  // 91: cairn.meta.v1.SysCommand.replace_drive:type_name -> cairn.meta.v1.ReplaceDriveOp
-	80,  // 92: cairn.meta.v1.SysCommand.put_pgs:type_name -> cairn.meta.v1.PutPGsOp
-	81,  // 93: cairn.meta.v1.SysCommand.update_pg:type_name -> cairn.meta.v1.UpdatePGOp
-	82,  // 94: cairn.meta.v1.SysCommand.put_group:type_name -> cairn.meta.v1.PutGroupOp
-	83,  // 95: cairn.meta.v1.SysCommand.create_bucket:type_name -> cairn.meta.v1.CreateBucketOp
-	84,  // 96: cairn.meta.v1.SysCommand.set_bucket_state:type_name -> cairn.meta.v1.SetBucketStateOp
-	85,  // 97: cairn.meta.v1.SysCommand.remove_bucket:type_name -> cairn.meta.v1.RemoveBucketOp
-	86,  // 98: cairn.meta.v1.SysCommand.set_bucket_config:type_name -> cairn.meta.v1.SetBucketConfigOp
-	90,  // 99: cairn.meta.v1.SysCommand.bucket_rows_done:type_name -> cairn.meta.v1.BucketRowsDoneOp
-	91,  // 100: cairn.meta.v1.SysCommand.drive_started:type_name -> cairn.meta.v1.DriveStartedOp
-	102, // 101: cairn.meta.v1.SysCommand.new_group:type_name -> cairn.meta.v1.NewGroupOp
-	103, // 102: cairn.meta.v1.SysCommand.put_ranges:type_name -> cairn.meta.v1.PutRangesOp
-	92,  // 103: cairn.meta.v1.SysCommand.add_node:type_name -> cairn.meta.v1.AddNodeOp
-	93,  // 104: cairn.meta.v1.SysCommand.node_started:type_name -> cairn.meta.v1.NodeStartedOp
-	94,  // 105: cairn.meta.v1.SysCommand.nodes_down:type_name -> cairn.meta.v1.NodesDownOp
-	96,  // 106: cairn.meta.v1.SysCommand.leave_node:type_name -> cairn.meta.v1.LeaveNodeOp
-	97,  // 107: cairn.meta.v1.SysCommand.remove_node:type_name -> cairn.meta.v1.RemoveNodeOp
-	98,  // 108: cairn.meta.v1.SysCommand.put_token:type_name -> cairn.meta.v1.PutTokenOp
-	99,  // 109: cairn.meta.v1.SysCommand.put_ca:type_name -> cairn.meta.v1.PutCAOp
-	100, // 110: cairn.meta.v1.SysCommand.set_replicas:type_name -> cairn.meta.v1.SetReplicasOp
-	101, // 111: cairn.meta.v1.SysCommand.replica_lost:type_name -> cairn.meta.v1.ReplicaLostOp
-	57,  // 112: cairn.meta.v1.InitStoreOp.drives:type_name -> cairn.meta.v1.SysDrive
-	58,  // 113: cairn.meta.v1.InitStoreOp.pgs:type_name -> cairn.meta.v1.SysPG
-	59,  // 114: cairn.meta.v1.InitStoreOp.groups:type_name -> cairn.meta.v1.SysGroup
-	61,  // 115: cairn.meta.v1.InitStoreOp.nodes:type_name -> cairn.meta.v1.SysNode
-	57,  // 116: cairn.meta.v1.PutDriveOp.drive:type_name -> cairn.meta.v1.SysDrive
-	57,  // 117: cairn.meta.v1.ReplaceDriveOp.new:type_name -> cairn.meta.v1.SysDrive
-	58,  // 118: cairn.meta.v1.PutPGsOp.pgs:type_name -> cairn.meta.v1.SysPG
-	58,  // 119: cairn.meta.v1.UpdatePGOp.pg:type_name -> cairn.meta.v1.SysPG
-	59,  // 120: cairn.meta.v1.PutGroupOp.group:type_name -> cairn.meta.v1.SysGroup
-	65,  // 121: cairn.meta.v1.CreateBucketOp.bucket:type_name -> cairn.meta.v1.SysBucket
-	2,   // 122: cairn.meta.v1.SetBucketStateOp.from:type_name -> cairn.meta.v1.BucketState
-	2,   // 123: cairn.meta.v1.SetBucketStateOp.to:type_name -> cairn.meta.v1.BucketState
-	1,   // 124: cairn.meta.v1.SetBucketConfigOp.versioning:type_name -> cairn.meta.v1.Versioning
-	73,  // 125: cairn.meta.v1.SetBucketConfigOp.lock:type_name -> cairn.meta.v1.BucketLock
-	8,   // 126: cairn.meta.v1.SetBucketConfigOp.tags:type_name -> cairn.meta.v1.Tags
-	88,  // 127: cairn.meta.v1.SetBucketConfigOp.public_access_block:type_name -> cairn.meta.v1.SetPublicAccessBlock
-	89,  // 128: cairn.meta.v1.SetBucketConfigOp.ownership_controls:type_name -> cairn.meta.v1.SetOwnershipControls
-	87,  // 129: cairn.meta.v1.SetBucketConfigOp.lifecycle:type_name -> cairn.meta.v1.SetLifecycle
-	66,  // 130: cairn.meta.v1.SetLifecycle.config:type_name -> cairn.meta.v1.LifecycleConfig
-	72,  // 131: cairn.meta.v1.SetPublicAccessBlock.block:type_name -> cairn.meta.v1.PublicAccessBlock
-	61,  // 132: cairn.meta.v1.AddNodeOp.node:type_name -> cairn.meta.v1.SysNode
-	95,  // 133: cairn.meta.v1.NodesDownOp.nodes:type_name -> cairn.meta.v1.NodeRef
-	60,  // 134: cairn.meta.v1.SetReplicasOp.replicas:type_name -> cairn.meta.v1.SysReplica
-	59,  // 135: cairn.meta.v1.PutRangesOp.ranges:type_name -> cairn.meta.v1.SysGroup
-	65,  // 136: cairn.meta.v1.SysResult.bucket:type_name -> cairn.meta.v1.SysBucket
-	137, // [137:137] is the sub-list for method output_type
-	137, // [137:137] is the sub-list for method input_type
-	137, // [137:137] is the sub-list for extension type_name
-	137, // [137:137] is the sub-list for extension extendee
-	0,   // [0:137] is the sub-list for field type_name
+	11,  // 10: cairn.meta.v1.ObjectRow.restore:type_name -> cairn.meta.v1.Restore
+	9,   // 11: cairn.meta.v1.UploadRow.attributes:type_name -> cairn.meta.v1.Attributes
+	6,   // 12: cairn.meta.v1.PartRow.checksums:type_name -> cairn.meta.v1.Checksum
+	5,   // 13: cairn.meta.v1.PartRow.data:type_name -> cairn.meta.v1.Data
+	14,  // 14: cairn.meta.v1.ManifestRow.parts:type_name -> cairn.meta.v1.ManifestPart
+	6,   // 15: cairn.meta.v1.CompletedUploadRow.checksums:type_name -> cairn.meta.v1.Checksum
+	1,   // 16: cairn.meta.v1.BucketRow.versioning:type_name -> cairn.meta.v1.Versioning
+	4,   // 17: cairn.meta.v1.GarbageRow.chunks:type_name -> cairn.meta.v1.ChunkRef
+	23,  // 18: cairn.meta.v1.RangeDescriptor.start:type_name -> cairn.meta.v1.PosPB
+	23,  // 19: cairn.meta.v1.RangeDescriptor.end:type_name -> cairn.meta.v1.PosPB
+	28,  // 20: cairn.meta.v1.RangeCommand.put_bucket:type_name -> cairn.meta.v1.PutBucketOp
+	29,  // 21: cairn.meta.v1.RangeCommand.fence_bucket:type_name -> cairn.meta.v1.FenceBucketOp
+	30,  // 22: cairn.meta.v1.RangeCommand.drop_bucket:type_name -> cairn.meta.v1.DropBucketOp
+	37,  // 23: cairn.meta.v1.RangeCommand.put_object:type_name -> cairn.meta.v1.PutObjectOp
+	38,  // 24: cairn.meta.v1.RangeCommand.delete_objects:type_name -> cairn.meta.v1.DeleteObjectsOp
+	40,  // 25: cairn.meta.v1.RangeCommand.create_upload:type_name -> cairn.meta.v1.CreateUploadOp
+	41,  // 26: cairn.meta.v1.RangeCommand.put_part:type_name -> cairn.meta.v1.PutPartOp
+	42,  // 27: cairn.meta.v1.RangeCommand.complete_upload:type_name -> cairn.meta.v1.CompleteUploadOp
+	43,  // 28: cairn.meta.v1.RangeCommand.abort_upload:type_name -> cairn.meta.v1.AbortUploadOp
+	46,  // 29: cairn.meta.v1.RangeCommand.rewrite_data:type_name -> cairn.meta.v1.RewriteDataOp
+	44,  // 30: cairn.meta.v1.RangeCommand.update_version:type_name -> cairn.meta.v1.UpdateVersionOp
+	47,  // 31: cairn.meta.v1.RangeCommand.expire:type_name -> cairn.meta.v1.ExpireOp
+	49,  // 32: cairn.meta.v1.RangeCommand.drop_garbage:type_name -> cairn.meta.v1.DropGarbageOp
+	51,  // 33: cairn.meta.v1.RangeCommand.expand_doomed:type_name -> cairn.meta.v1.ExpandDoomedOp
+	53,  // 34: cairn.meta.v1.RangeCommand.sweep:type_name -> cairn.meta.v1.SweepOp
+	54,  // 35: cairn.meta.v1.RangeCommand.drop_repair:type_name -> cairn.meta.v1.DropRepairOp
+	56,  // 36: cairn.meta.v1.RangeCommand.tick:type_name -> cairn.meta.v1.TickOp
+	31,  // 37: cairn.meta.v1.RangeCommand.split:type_name -> cairn.meta.v1.SplitOp
+	34,  // 38: cairn.meta.v1.RangeCommand.check_bounds:type_name -> cairn.meta.v1.CheckBoundsOp
+	35,  // 39: cairn.meta.v1.RangeCommand.judge_bounds:type_name -> cairn.meta.v1.JudgeBoundsOp
+	17,  // 40: cairn.meta.v1.PutBucketOp.row:type_name -> cairn.meta.v1.BucketRow
+	23,  // 41: cairn.meta.v1.SplitOp.at:type_name -> cairn.meta.v1.PosPB
+	32,  // 42: cairn.meta.v1.SplitOp.replicas:type_name -> cairn.meta.v1.ChildReplica
+	23,  // 43: cairn.meta.v1.ChildRow.start:type_name -> cairn.meta.v1.PosPB
+	23,  // 44: cairn.meta.v1.ChildRow.end:type_name -> cairn.meta.v1.PosPB
+	32,  // 45: cairn.meta.v1.ChildRow.replicas:type_name -> cairn.meta.v1.ChildReplica
+	35,  // 46: cairn.meta.v1.CheckRow.found:type_name -> cairn.meta.v1.JudgeBoundsOp
+	10,  // 47: cairn.meta.v1.PutObjectOp.row:type_name -> cairn.meta.v1.ObjectRow
+	26,  // 48: cairn.meta.v1.PutObjectOp.conditions:type_name -> cairn.meta.v1.Conditions
+	39,  // 49: cairn.meta.v1.DeleteObjectsOp.entries:type_name -> cairn.meta.v1.DeleteEntry
+	26,  // 50: cairn.meta.v1.DeleteEntry.conditions:type_name -> cairn.meta.v1.Conditions
+	12,  // 51: cairn.meta.v1.CreateUploadOp.row:type_name -> cairn.meta.v1.UploadRow
+	13,  // 52: cairn.meta.v1.PutPartOp.row:type_name -> cairn.meta.v1.PartRow
+	14,  // 53: cairn.meta.v1.CompleteUploadOp.parts:type_name -> cairn.meta.v1.ManifestPart
+	6,   // 54: cairn.meta.v1.CompleteUploadOp.checksums:type_name -> cairn.meta.v1.Checksum
+	26,  // 55: cairn.meta.v1.CompleteUploadOp.conditions:type_name -> cairn.meta.v1.Conditions
+	8,   // 56: cairn.meta.v1.UpdateVersionOp.tags:type_name -> cairn.meta.v1.Tags
+	45,  // 57: cairn.meta.v1.UpdateVersionOp.retention:type_name -> cairn.meta.v1.Retention
+	11,  // 58: cairn.meta.v1.UpdateVersionOp.restore:type_name -> cairn.meta.v1.Restore
+	5,   // 59: cairn.meta.v1.RewriteDataOp.data:type_name -> cairn.meta.v1.Data
+	4,   // 60: cairn.meta.v1.RewriteDataOp.release:type_name -> cairn.meta.v1.ChunkRef
+	48,  // 61: cairn.meta.v1.ExpireOp.entries:type_name -> cairn.meta.v1.ExpireEntry
+	3,   // 62: cairn.meta.v1.ExpireEntry.what:type_name -> cairn.meta.v1.ExpireEntry.What
+	50,  // 63: cairn.meta.v1.DropGarbageOp.ids:type_name -> cairn.meta.v1.GarbageID
+	52,  // 64: cairn.meta.v1.ExpandDoomedOp.only:type_name -> cairn.meta.v1.DoomedID
+	55,  // 65: cairn.meta.v1.DropRepairOp.ids:type_name -> cairn.meta.v1.RepairID
+	6,   // 66: cairn.meta.v1.RangeResult.checksums:type_name -> cairn.meta.v1.Checksum
+	57,  // 67: cairn.meta.v1.RangeResult.entries:type_name -> cairn.meta.v1.RangeResult
+	60,  // 68: cairn.meta.v1.RangeResult.ranges:type_name -> cairn.meta.v1.SysGroup
+	23,  // 69: cairn.meta.v1.SysGroup.start:type_name -> cairn.meta.v1.PosPB
+	23,  // 70: cairn.meta.v1.SysGroup.end:type_name -> cairn.meta.v1.PosPB
+	61,  // 71: cairn.meta.v1.SysGroup.replicas:type_name -> cairn.meta.v1.SysReplica
+	75,  // 72: cairn.meta.v1.SysTopology.store:type_name -> cairn.meta.v1.SysStore
+	62,  // 73: cairn.meta.v1.SysTopology.nodes:type_name -> cairn.meta.v1.SysNode
+	58,  // 74: cairn.meta.v1.SysTopology.drives:type_name -> cairn.meta.v1.SysDrive
+	59,  // 75: cairn.meta.v1.SysTopology.pgs:type_name -> cairn.meta.v1.SysPG
+	60,  // 76: cairn.meta.v1.SysTopology.groups:type_name -> cairn.meta.v1.SysGroup
+	2,   // 77: cairn.meta.v1.SysBucket.state:type_name -> cairn.meta.v1.BucketState
+	1,   // 78: cairn.meta.v1.SysBucket.versioning:type_name -> cairn.meta.v1.Versioning
+	74,  // 79: cairn.meta.v1.SysBucket.default_lock:type_name -> cairn.meta.v1.BucketLock
+	7,   // 80: cairn.meta.v1.SysBucket.tags:type_name -> cairn.meta.v1.KV
+	73,  // 81: cairn.meta.v1.SysBucket.public_access_block:type_name -> cairn.meta.v1.PublicAccessBlock
+	67,  // 82: cairn.meta.v1.SysBucket.lifecycle:type_name -> cairn.meta.v1.LifecycleConfig
+	68,  // 83: cairn.meta.v1.LifecycleConfig.rules:type_name -> cairn.meta.v1.LifecycleRule
+	69,  // 84: cairn.meta.v1.LifecycleRule.filter:type_name -> cairn.meta.v1.LifecycleFilter
+	70,  // 85: cairn.meta.v1.LifecycleRule.transitions:type_name -> cairn.meta.v1.LifecycleTransition
+	70,  // 86: cairn.meta.v1.LifecycleRule.noncurrent_transitions:type_name -> cairn.meta.v1.LifecycleTransition
+	71,  // 87: cairn.meta.v1.LifecycleRule.expiration:type_name -> cairn.meta.v1.LifecycleExpiration
+	72,  // 88: cairn.meta.v1.LifecycleRule.noncurrent_expiration:type_name -> cairn.meta.v1.LifecycleNoncurrentExpiration
+	7,   // 89: cairn.meta.v1.LifecycleFilter.tags:type_name -> cairn.meta.v1.KV
+	77,  // 90: cairn.meta.v1.SysCommand.init_store:type_name -> cairn.meta.v1.InitStoreOp
+	78,  // 91: cairn.meta.v1.SysCommand.put_drive:type_name -> cairn.meta.v1.PutDriveOp
+	79,  // 92: cairn.meta.v1.SysCommand.set_drive_state:type_name -> cairn.meta.v1.SetDriveStateOp
+	80,  // 93: cairn.meta.v1.SysCommand.replace_drive:type_name -> cairn.meta.v1.ReplaceDriveOp
+	81,  // 94: cairn.meta.v1.SysCommand.put_pgs:type_name -> cairn.meta.v1.PutPGsOp
+	82,  // 95: cairn.meta.v1.SysCommand.update_pg:type_name -> cairn.meta.v1.UpdatePGOp
+	83,  // 96: cairn.meta.v1.SysCommand.put_group:type_name -> cairn.meta.v1.PutGroupOp
+	84,  // 97: cairn.meta.v1.SysCommand.create_bucket:type_name -> cairn.meta.v1.CreateBucketOp
+	85,  // 98: cairn.meta.v1.SysCommand.set_bucket_state:type_name -> cairn.meta.v1.SetBucketStateOp
+	86,  // 99: cairn.meta.v1.SysCommand.remove_bucket:type_name -> cairn.meta.v1.RemoveBucketOp
+	87,  // 100: cairn.meta.v1.SysCommand.set_bucket_config:type_name -> cairn.meta.v1.SetBucketConfigOp
+	91,  // 101: cairn.meta.v1.SysCommand.bucket_rows_done:type_name -> cairn.meta.v1.BucketRowsDoneOp
+	92,  // 102: cairn.meta.v1.SysCommand.drive_started:type_name -> cairn.meta.v1.DriveStartedOp
+	103, // 103: cairn.meta.v1.SysCommand.new_group:type_name -> cairn.meta.v1.NewGroupOp
+	104, // 104: cairn.meta.v1.SysCommand.put_ranges:type_name -> cairn.meta.v1.PutRangesOp
+	93,  // 105: cairn.meta.v1.SysCommand.add_node:type_name -> cairn.meta.v1.AddNodeOp
+	94,  // 106: cairn.meta.v1.SysCommand.node_started:type_name -> cairn.meta.v1.NodeStartedOp
+	95,  // 107: cairn.meta.v1.SysCommand.nodes_down:type_name -> cairn.meta.v1.NodesDownOp
+	97,  // 108: cairn.meta.v1.SysCommand.leave_node:type_name -> cairn.meta.v1.LeaveNodeOp
+	98,  // 109: cairn.meta.v1.SysCommand.remove_node:type_name -> cairn.meta.v1.RemoveNodeOp
+	99,  // 110: cairn.meta.v1.SysCommand.put_token:type_name -> cairn.meta.v1.PutTokenOp
+	100, // 111: cairn.meta.v1.SysCommand.put_ca:type_name -> cairn.meta.v1.PutCAOp
+	101, // 112: cairn.meta.v1.SysCommand.set_replicas:type_name -> cairn.meta.v1.SetReplicasOp
+	102, // 113: cairn.meta.v1.SysCommand.replica_lost:type_name -> cairn.meta.v1.ReplicaLostOp
+	58,  // 114: cairn.meta.v1.InitStoreOp.drives:type_name -> cairn.meta.v1.SysDrive
+	59,  // 115: cairn.meta.v1.InitStoreOp.pgs:type_name -> cairn.meta.v1.SysPG
+	60,  // 116: cairn.meta.v1.InitStoreOp.groups:type_name -> cairn.meta.v1.SysGroup
+	62,  // 117: cairn.meta.v1.InitStoreOp.nodes:type_name -> cairn.meta.v1.SysNode
+	58,  // 118: cairn.meta.v1.PutDriveOp.drive:type_name -> cairn.meta.v1.SysDrive
+	58,  // 119: cairn.meta.v1.ReplaceDriveOp.new:type_name -> cairn.meta.v1.SysDrive
+	59,  // 120: cairn.meta.v1.PutPGsOp.pgs:type_name -> cairn.meta.v1.SysPG
+	59,  // 121: cairn.meta.v1.UpdatePGOp.pg:type_name -> cairn.meta.v1.SysPG
+	60,  // 122: cairn.meta.v1.PutGroupOp.group:type_name -> cairn.meta.v1.SysGroup
+	66,  // 123: cairn.meta.v1.CreateBucketOp.bucket:type_name -> cairn.meta.v1.SysBucket
+	2,   // 124: cairn.meta.v1.SetBucketStateOp.from:type_name -> cairn.meta.v1.BucketState
+	2,   // 125: cairn.meta.v1.SetBucketStateOp.to:type_name -> cairn.meta.v1.BucketState
+	1,   // 126: cairn.meta.v1.SetBucketConfigOp.versioning:type_name -> cairn.meta.v1.Versioning
+	74,  // 127: cairn.meta.v1.SetBucketConfigOp.lock:type_name -> cairn.meta.v1.BucketLock
+	8,   // 128: cairn.meta.v1.SetBucketConfigOp.tags:type_name -> cairn.meta.v1.Tags
+	89,  // 129: cairn.meta.v1.SetBucketConfigOp.public_access_block:type_name -> cairn.meta.v1.SetPublicAccessBlock
+	90,  // 130: cairn.meta.v1.SetBucketConfigOp.ownership_controls:type_name -> cairn.meta.v1.SetOwnershipControls
+	88,  // 131: cairn.meta.v1.SetBucketConfigOp.lifecycle:type_name -> cairn.meta.v1.SetLifecycle
+	67,  // 132: cairn.meta.v1.SetLifecycle.config:type_name -> cairn.meta.v1.LifecycleConfig
+	73,  // 133: cairn.meta.v1.SetPublicAccessBlock.block:type_name -> cairn.meta.v1.PublicAccessBlock
+	62,  // 134: cairn.meta.v1.AddNodeOp.node:type_name -> cairn.meta.v1.SysNode
+	96,  // 135: cairn.meta.v1.NodesDownOp.nodes:type_name -> cairn.meta.v1.NodeRef
+	61,  // 136: cairn.meta.v1.SetReplicasOp.replicas:type_name -> cairn.meta.v1.SysReplica
+	60,  // 137: cairn.meta.v1.PutRangesOp.ranges:type_name -> cairn.meta.v1.SysGroup
+	66,  // 138: cairn.meta.v1.SysResult.bucket:type_name -> cairn.meta.v1.SysBucket
+	139, // [139:139] is the sub-list for method output_type
+	139, // [139:139] is the sub-list for method input_type
+	139, // [139:139] is the sub-list for extension type_name
+	139, // [139:139] is the sub-list for extension extendee
+	0,   // [0:139] is the sub-list for field type_name
 }
 
 func init() { file_proto_metapb_meta_proto_init() }
@@ -9294,7 +9417,7 @@ func file_proto_metapb_meta_proto_init() {
 	if File_proto_metapb_meta_proto != nil {
 		return
 	}
-	file_proto_metapb_meta_proto_msgTypes[22].OneofWrappers = []any{
+	file_proto_metapb_meta_proto_msgTypes[23].OneofWrappers = []any{
 		(*RangeCommand_PutBucket)(nil),
 		(*RangeCommand_FenceBucket)(nil),
 		(*RangeCommand_DropBucket)(nil),
@@ -9316,12 +9439,13 @@ func file_proto_metapb_meta_proto_init() {
 		(*RangeCommand_CheckBounds)(nil),
 		(*RangeCommand_JudgeBounds)(nil),
 	}
-	file_proto_metapb_meta_proto_msgTypes[39].OneofWrappers = []any{
+	file_proto_metapb_meta_proto_msgTypes[40].OneofWrappers = []any{
 		(*UpdateVersionOp_Tags)(nil),
 		(*UpdateVersionOp_Retention)(nil),
 		(*UpdateVersionOp_LegalHold)(nil),
+		(*UpdateVersionOp_Restore)(nil),
 	}
-	file_proto_metapb_meta_proto_msgTypes[71].OneofWrappers = []any{
+	file_proto_metapb_meta_proto_msgTypes[72].OneofWrappers = []any{
 		(*SysCommand_InitStore)(nil),
 		(*SysCommand_PutDrive)(nil),
 		(*SysCommand_SetDriveState)(nil),
@@ -9353,7 +9477,7 @@ func file_proto_metapb_meta_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_proto_metapb_meta_proto_rawDesc), len(file_proto_metapb_meta_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   101,
+			NumMessages:   102,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -214,6 +214,7 @@ func (m *ObjectRow) CloneVT() *ObjectRow {
 	r.Attributes = m.Attributes.CloneVT()
 	r.Data = m.Data.CloneVT()
 	r.NoncurrentMs = m.NoncurrentMs
+	r.Restore = m.Restore.CloneVT()
 	if rhs := m.WriteId; rhs != nil {
 		tmpBytes := make([]byte, len(rhs))
 		copy(tmpBytes, rhs)
@@ -234,6 +235,26 @@ func (m *ObjectRow) CloneVT() *ObjectRow {
 }
 
 func (m *ObjectRow) CloneMessageVT() proto.Message {
+	return m.CloneVT()
+}
+
+func (m *Restore) CloneVT() *Restore {
+	if m == nil {
+		return (*Restore)(nil)
+	}
+	r := new(Restore)
+	r.RequestedMs = m.RequestedMs
+	r.ReadyMs = m.ReadyMs
+	r.ExpiresMs = m.ExpiresMs
+	r.Tier = m.Tier
+	if len(m.unknownFields) > 0 {
+		r.unknownFields = make([]byte, len(m.unknownFields))
+		copy(r.unknownFields, m.unknownFields)
+	}
+	return r
+}
+
+func (m *Restore) CloneMessageVT() proto.Message {
 	return m.CloneVT()
 }
 
@@ -1338,6 +1359,15 @@ func (m *UpdateVersionOp_LegalHold) CloneVT() isUpdateVersionOp_Change {
 	return r
 }
 
+func (m *UpdateVersionOp_Restore) CloneVT() isUpdateVersionOp_Change {
+	if m == nil {
+		return (*UpdateVersionOp_Restore)(nil)
+	}
+	r := new(UpdateVersionOp_Restore)
+	r.Restore = m.Restore.CloneVT()
+	return r
+}
+
 func (m *Retention) CloneVT() *Retention {
 	if m == nil {
 		return (*Retention)(nil)
@@ -1645,6 +1675,8 @@ func (m *RangeResult) CloneVT() *RangeResult {
 	r.Versioned = m.Versioned
 	r.Freed = m.Freed
 	r.ModifiedMs = m.ModifiedMs
+	r.Restored = m.Restored
+	r.StorageClass = m.StorageClass
 	if rhs := m.Checksums; rhs != nil {
 		tmpContainer := make([]*Checksum, len(rhs))
 		for k, v := range rhs {
@@ -3378,11 +3410,42 @@ func (this *ObjectRow) EqualVT(that *ObjectRow) bool {
 	if this.NoncurrentMs != that.NoncurrentMs {
 		return false
 	}
+	if !this.Restore.EqualVT(that.Restore) {
+		return false
+	}
 	return string(this.unknownFields) == string(that.unknownFields)
 }
 
 func (this *ObjectRow) EqualMessageVT(thatMsg proto.Message) bool {
 	that, ok := thatMsg.(*ObjectRow)
+	if !ok {
+		return false
+	}
+	return this.EqualVT(that)
+}
+func (this *Restore) EqualVT(that *Restore) bool {
+	if this == that {
+		return true
+	} else if this == nil || that == nil {
+		return false
+	}
+	if this.RequestedMs != that.RequestedMs {
+		return false
+	}
+	if this.ReadyMs != that.ReadyMs {
+		return false
+	}
+	if this.ExpiresMs != that.ExpiresMs {
+		return false
+	}
+	if this.Tier != that.Tier {
+		return false
+	}
+	return string(this.unknownFields) == string(that.unknownFields)
+}
+
+func (this *Restore) EqualMessageVT(thatMsg proto.Message) bool {
+	that, ok := thatMsg.(*Restore)
 	if !ok {
 		return false
 	}
@@ -5173,6 +5236,31 @@ func (this *UpdateVersionOp_LegalHold) EqualVT(thatIface isUpdateVersionOp_Chang
 	return true
 }
 
+func (this *UpdateVersionOp_Restore) EqualVT(thatIface isUpdateVersionOp_Change) bool {
+	that, ok := thatIface.(*UpdateVersionOp_Restore)
+	if !ok {
+		return false
+	}
+	if this == that {
+		return true
+	}
+	if this == nil && that != nil || this != nil && that == nil {
+		return false
+	}
+	if p, q := this.Restore, that.Restore; p != q {
+		if p == nil {
+			p = &Restore{}
+		}
+		if q == nil {
+			q = &Restore{}
+		}
+		if !p.EqualVT(q) {
+			return false
+		}
+	}
+	return true
+}
+
 func (this *Retention) EqualVT(that *Retention) bool {
 	if this == that {
 		return true
@@ -5652,6 +5740,12 @@ func (this *RangeResult) EqualVT(that *RangeResult) bool {
 		}
 	}
 	if this.ModifiedMs != that.ModifiedMs {
+		return false
+	}
+	if this.Restored != that.Restored {
+		return false
+	}
+	if this.StorageClass != that.StorageClass {
 		return false
 	}
 	return string(this.unknownFields) == string(that.unknownFields)
@@ -8314,6 +8408,16 @@ func (m *ObjectRow) MarshalToSizedBufferVT(dAtA []byte) (int, error) {
 		i -= len(m.unknownFields)
 		copy(dAtA[i:], m.unknownFields)
 	}
+	if m.Restore != nil {
+		size, err := m.Restore.MarshalToSizedBufferVT(dAtA[:i])
+		if err != nil {
+			return 0, err
+		}
+		i -= size
+		i = protohelpers.EncodeVarint(dAtA, i, uint64(size))
+		i--
+		dAtA[i] = 0x7a
+	}
 	if m.NoncurrentMs != 0 {
 		i = protohelpers.EncodeVarint(dAtA, i, uint64(m.NoncurrentMs))
 		i--
@@ -8415,6 +8519,61 @@ func (m *ObjectRow) MarshalToSizedBufferVT(dAtA []byte) (int, error) {
 	}
 	if m.Format != 0 {
 		i = protohelpers.EncodeVarint(dAtA, i, uint64(m.Format))
+		i--
+		dAtA[i] = 0x8
+	}
+	return len(dAtA) - i, nil
+}
+
+func (m *Restore) MarshalVT() (dAtA []byte, err error) {
+	if m == nil {
+		return nil, nil
+	}
+	size := m.SizeVT()
+	dAtA = make([]byte, size)
+	n, err := m.MarshalToSizedBufferVT(dAtA[:size])
+	if err != nil {
+		return nil, err
+	}
+	return dAtA[:n], nil
+}
+
+func (m *Restore) MarshalToVT(dAtA []byte) (int, error) {
+	size := m.SizeVT()
+	return m.MarshalToSizedBufferVT(dAtA[:size])
+}
+
+func (m *Restore) MarshalToSizedBufferVT(dAtA []byte) (int, error) {
+	if m == nil {
+		return 0, nil
+	}
+	i := len(dAtA)
+	_ = i
+	var l int
+	_ = l
+	if m.unknownFields != nil {
+		i -= len(m.unknownFields)
+		copy(dAtA[i:], m.unknownFields)
+	}
+	if len(m.Tier) > 0 {
+		i -= len(m.Tier)
+		copy(dAtA[i:], m.Tier)
+		i = protohelpers.EncodeVarint(dAtA, i, uint64(len(m.Tier)))
+		i--
+		dAtA[i] = 0x22
+	}
+	if m.ExpiresMs != 0 {
+		i = protohelpers.EncodeVarint(dAtA, i, uint64(m.ExpiresMs))
+		i--
+		dAtA[i] = 0x18
+	}
+	if m.ReadyMs != 0 {
+		i = protohelpers.EncodeVarint(dAtA, i, uint64(m.ReadyMs))
+		i--
+		dAtA[i] = 0x10
+	}
+	if m.RequestedMs != 0 {
+		i = protohelpers.EncodeVarint(dAtA, i, uint64(m.RequestedMs))
 		i--
 		dAtA[i] = 0x8
 	}
@@ -11244,6 +11403,29 @@ func (m *UpdateVersionOp_LegalHold) MarshalToSizedBufferVT(dAtA []byte) (int, er
 	dAtA[i] = 0x40
 	return len(dAtA) - i, nil
 }
+func (m *UpdateVersionOp_Restore) MarshalToVT(dAtA []byte) (int, error) {
+	size := m.SizeVT()
+	return m.MarshalToSizedBufferVT(dAtA[:size])
+}
+
+func (m *UpdateVersionOp_Restore) MarshalToSizedBufferVT(dAtA []byte) (int, error) {
+	i := len(dAtA)
+	if m.Restore != nil {
+		size, err := m.Restore.MarshalToSizedBufferVT(dAtA[:i])
+		if err != nil {
+			return 0, err
+		}
+		i -= size
+		i = protohelpers.EncodeVarint(dAtA, i, uint64(size))
+		i--
+		dAtA[i] = 0x4a
+	} else {
+		i = protohelpers.EncodeVarint(dAtA, i, 0)
+		i--
+		dAtA[i] = 0x4a
+	}
+	return len(dAtA) - i, nil
+}
 func (m *Retention) MarshalVT() (dAtA []byte, err error) {
 	if m == nil {
 		return nil, nil
@@ -11921,6 +12103,27 @@ func (m *RangeResult) MarshalToSizedBufferVT(dAtA []byte) (int, error) {
 	if m.unknownFields != nil {
 		i -= len(m.unknownFields)
 		copy(dAtA[i:], m.unknownFields)
+	}
+	if len(m.StorageClass) > 0 {
+		i -= len(m.StorageClass)
+		copy(dAtA[i:], m.StorageClass)
+		i = protohelpers.EncodeVarint(dAtA, i, uint64(len(m.StorageClass)))
+		i--
+		dAtA[i] = 0x1
+		i--
+		dAtA[i] = 0xa2
+	}
+	if m.Restored {
+		i--
+		if m.Restored {
+			dAtA[i] = 1
+		} else {
+			dAtA[i] = 0
+		}
+		i--
+		dAtA[i] = 0x1
+		i--
+		dAtA[i] = 0x98
 	}
 	if m.ModifiedMs != 0 {
 		i = protohelpers.EncodeVarint(dAtA, i, uint64(m.ModifiedMs))
@@ -15911,6 +16114,33 @@ func (m *ObjectRow) SizeVT() (n int) {
 	if m.NoncurrentMs != 0 {
 		n += 1 + protohelpers.SizeOfVarint(uint64(m.NoncurrentMs))
 	}
+	if m.Restore != nil {
+		l = m.Restore.SizeVT()
+		n += 1 + l + protohelpers.SizeOfVarint(uint64(l))
+	}
+	n += len(m.unknownFields)
+	return n
+}
+
+func (m *Restore) SizeVT() (n int) {
+	if m == nil {
+		return 0
+	}
+	var l int
+	_ = l
+	if m.RequestedMs != 0 {
+		n += 1 + protohelpers.SizeOfVarint(uint64(m.RequestedMs))
+	}
+	if m.ReadyMs != 0 {
+		n += 1 + protohelpers.SizeOfVarint(uint64(m.ReadyMs))
+	}
+	if m.ExpiresMs != 0 {
+		n += 1 + protohelpers.SizeOfVarint(uint64(m.ExpiresMs))
+	}
+	l = len(m.Tier)
+	if l > 0 {
+		n += 1 + l + protohelpers.SizeOfVarint(uint64(l))
+	}
 	n += len(m.unknownFields)
 	return n
 }
@@ -17164,6 +17394,20 @@ func (m *UpdateVersionOp_LegalHold) SizeVT() (n int) {
 	n += 2
 	return n
 }
+func (m *UpdateVersionOp_Restore) SizeVT() (n int) {
+	if m == nil {
+		return 0
+	}
+	var l int
+	_ = l
+	if m.Restore != nil {
+		l = m.Restore.SizeVT()
+		n += 1 + l + protohelpers.SizeOfVarint(uint64(l))
+	} else {
+		n += 3
+	}
+	return n
+}
 func (m *Retention) SizeVT() (n int) {
 	if m == nil {
 		return 0
@@ -17492,6 +17736,13 @@ func (m *RangeResult) SizeVT() (n int) {
 	}
 	if m.ModifiedMs != 0 {
 		n += 2 + protohelpers.SizeOfVarint(uint64(m.ModifiedMs))
+	}
+	if m.Restored {
+		n += 3
+	}
+	l = len(m.StorageClass)
+	if l > 0 {
+		n += 2 + l + protohelpers.SizeOfVarint(uint64(l))
 	}
 	n += len(m.unknownFields)
 	return n
@@ -20481,6 +20732,182 @@ func (m *ObjectRow) UnmarshalVT(dAtA []byte) error {
 					break
 				}
 			}
+		case 15:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Restore", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return protohelpers.ErrIntOverflow
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return protohelpers.ErrInvalidLength
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return protohelpers.ErrInvalidLength
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			if m.Restore == nil {
+				m.Restore = &Restore{}
+			}
+			if err := m.Restore.UnmarshalVT(dAtA[iNdEx:postIndex]); err != nil {
+				return err
+			}
+			iNdEx = postIndex
+		default:
+			iNdEx = preIndex
+			skippy, err := protohelpers.Skip(dAtA[iNdEx:])
+			if err != nil {
+				return err
+			}
+			if (skippy < 0) || (iNdEx+skippy) < 0 {
+				return protohelpers.ErrInvalidLength
+			}
+			if (iNdEx + skippy) > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.unknownFields = append(m.unknownFields, dAtA[iNdEx:iNdEx+skippy]...)
+			iNdEx += skippy
+		}
+	}
+
+	if iNdEx > l {
+		return io.ErrUnexpectedEOF
+	}
+	return nil
+}
+func (m *Restore) UnmarshalVT(dAtA []byte) error {
+	l := len(dAtA)
+	iNdEx := 0
+	for iNdEx < l {
+		preIndex := iNdEx
+		var wire uint64
+		for shift := uint(0); ; shift += 7 {
+			if shift >= 64 {
+				return protohelpers.ErrIntOverflow
+			}
+			if iNdEx >= l {
+				return io.ErrUnexpectedEOF
+			}
+			b := dAtA[iNdEx]
+			iNdEx++
+			wire |= uint64(b&0x7F) << shift
+			if b < 0x80 {
+				break
+			}
+		}
+		fieldNum := int32(wire >> 3)
+		wireType := int(wire & 0x7)
+		if wireType == 4 {
+			return fmt.Errorf("proto: Restore: wiretype end group for non-group")
+		}
+		if fieldNum <= 0 {
+			return fmt.Errorf("proto: Restore: illegal tag %d (wire type %d)", fieldNum, wire)
+		}
+		switch fieldNum {
+		case 1:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field RequestedMs", wireType)
+			}
+			m.RequestedMs = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return protohelpers.ErrIntOverflow
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.RequestedMs |= int64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		case 2:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field ReadyMs", wireType)
+			}
+			m.ReadyMs = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return protohelpers.ErrIntOverflow
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.ReadyMs |= int64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		case 3:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field ExpiresMs", wireType)
+			}
+			m.ExpiresMs = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return protohelpers.ErrIntOverflow
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.ExpiresMs |= int64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		case 4:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Tier", wireType)
+			}
+			var stringLen uint64
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return protohelpers.ErrIntOverflow
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				stringLen |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			intStringLen := int(stringLen)
+			if intStringLen < 0 {
+				return protohelpers.ErrInvalidLength
+			}
+			postIndex := iNdEx + intStringLen
+			if postIndex < 0 {
+				return protohelpers.ErrInvalidLength
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Tier = string(dAtA[iNdEx:postIndex])
+			iNdEx = postIndex
 		default:
 			iNdEx = preIndex
 			skippy, err := protohelpers.Skip(dAtA[iNdEx:])
@@ -27208,6 +27635,47 @@ func (m *UpdateVersionOp) UnmarshalVT(dAtA []byte) error {
 			}
 			b := bool(v != 0)
 			m.Change = &UpdateVersionOp_LegalHold{LegalHold: b}
+		case 9:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Restore", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return protohelpers.ErrIntOverflow
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return protohelpers.ErrInvalidLength
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return protohelpers.ErrInvalidLength
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			if oneof, ok := m.Change.(*UpdateVersionOp_Restore); ok {
+				if err := oneof.Restore.UnmarshalVT(dAtA[iNdEx:postIndex]); err != nil {
+					return err
+				}
+			} else {
+				v := &Restore{}
+				if err := v.UnmarshalVT(dAtA[iNdEx:postIndex]); err != nil {
+					return err
+				}
+				m.Change = &UpdateVersionOp_Restore{Restore: v}
+			}
+			iNdEx = postIndex
 		default:
 			iNdEx = preIndex
 			skippy, err := protohelpers.Skip(dAtA[iNdEx:])
@@ -29187,6 +29655,58 @@ func (m *RangeResult) UnmarshalVT(dAtA []byte) error {
 					break
 				}
 			}
+		case 19:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Restored", wireType)
+			}
+			var v int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return protohelpers.ErrIntOverflow
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				v |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			m.Restored = bool(v != 0)
+		case 20:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field StorageClass", wireType)
+			}
+			var stringLen uint64
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return protohelpers.ErrIntOverflow
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				stringLen |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			intStringLen := int(stringLen)
+			if intStringLen < 0 {
+				return protohelpers.ErrInvalidLength
+			}
+			postIndex := iNdEx + intStringLen
+			if postIndex < 0 {
+				return protohelpers.ErrInvalidLength
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.StorageClass = string(dAtA[iNdEx:postIndex])
+			iNdEx = postIndex
 		default:
 			iNdEx = preIndex
 			skippy, err := protohelpers.Skip(dAtA[iNdEx:])

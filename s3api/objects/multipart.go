@@ -203,7 +203,7 @@ func (s *Store) CompleteUpload(ctx context.Context, acct Account, in *CompleteIn
 	}
 	err = s.withBucket(ctx, acct, in.Bucket, func(b Bucket) error {
 		for try := 0; ; try++ {
-			op, err := s.planComplete(ctx, b, id, in)
+			op, up, err := s.planComplete(ctx, b, id, in)
 			if err != nil {
 				return err
 			}
@@ -214,7 +214,7 @@ func (s *Store) CompleteUpload(ctx context.Context, acct Account, in *CompleteIn
 			if err != nil {
 				return err
 			}
-			out = &PutOutput{ETag: res.Etag, VersionID: resultVersion(res), Checksums: res.Checksums, Modified: msTime(res.TimeMs), Size: int64(res.Size)}
+			out = &PutOutput{ETag: res.Etag, VersionID: resultVersion(res), Checksums: res.Checksums, Modified: msTime(res.TimeMs), Size: int64(res.Size), Attributes: up.GetAttributes()}
 			return nil
 		}
 	})
@@ -236,15 +236,14 @@ func checkOrder(parts []CompletePart) error {
 	return nil
 }
 
-// planComplete reads the upload and its parts and makes the command from them.
-func (s *Store) planComplete(ctx context.Context, b Bucket, id storage.UploadID, in *CompleteInput) (*metapb.CompleteUploadOp, error) {
-	op := &metapb.CompleteUploadOp{
+// planComplete reads the upload and its parts and makes the command from them. The upload is nil if there is none any more.
+func (s *Store) planComplete(ctx context.Context, b Bucket, id storage.UploadID, in *CompleteInput) (op *metapb.CompleteUploadOp, up *metapb.UploadRow, err error) {
+	op = &metapb.CompleteUploadOp{
 		Bucket: uint64(b.ID), Key: []byte(in.Key), UploadSeq: uint64(id.Seq), UploadNonce: id.Nonce,
 		Conditions: conditionsPB(in.Conditions), VersionNonce: s.cfg.Meta.Random64(), PartsDigest: partsDigest(in.Parts),
 	}
-	var up *metapb.UploadRow
 	var rows []*metapb.PartRow
-	err := s.viewOf(ctx, b, in.Key, func(v rangestate.Reader) (err error) {
+	err = s.viewOf(ctx, b, in.Key, func(v rangestate.Reader) (err error) {
 		if up, err = v.Upload(b.ID, in.Key, id); err != nil {
 			return err
 		}
@@ -252,13 +251,13 @@ func (s *Store) planComplete(ctx context.Context, b Bucket, id storage.UploadID,
 		return err
 	})
 	if errs.Is(err, errs.NoSuchUpload) {
-		return op, nil // completed before? The range knows: it answers from the first Complete or refuses
+		return op, nil, nil // completed before? The range knows: it answers from the first Complete or refuses
 	}
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	op.UploadGeneration = up.Generation
-	return op, joinParts(op, up, rows, in)
+	return op, up, joinParts(op, up, rows, in)
 }
 
 // partsDigest identifies the list of parts of a Complete.

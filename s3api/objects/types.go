@@ -140,6 +140,8 @@ type PutOutput struct {
 	Checksums []*metapb.Checksum
 	Modified  time.Time
 	Size      int64
+	// Attributes are the object's, read-only; nil where they are not known: of a part, and of a Complete that was repeated.
+	Attributes *metapb.Attributes
 }
 
 // GetInput is a GetObject or HeadObject.

@@ -22,6 +22,11 @@ func document(b []byte, root string, child func(r *Reader, name string) error) e
 
 // eachChild calls fn in every child of the innermost open element, and leaves that element; fn must leave its own.
 func eachChild(r *Reader, fn func(r *Reader, name string) error) error {
+	return eachChildOf(r, repeatable, fn)
+}
+
+// eachChildOf is eachChild where other elements may follow one of their name.
+func eachChildOf(r *Reader, repeatable func(name string) bool, fn func(r *Reader, name string) error) error {
 	seen := map[string]bool{}
 	for {
 		name, ok, err := r.Child()
@@ -38,7 +43,7 @@ func eachChild(r *Reader, fn func(r *Reader, name string) error) error {
 	}
 }
 
-// repeatable reports whether an element of the documents of this file may follow one of its name.
+// repeatable reports whether an element of a document may follow one of its name, where nothing else is said.
 func repeatable(name string) bool { return name == "Tag" || name == "Grant" }
 
 // word reads the text of the innermost open element without the white space around it.

@@ -17,6 +17,7 @@ func parsers() map[string]func([]byte) (string, error) {
 		"LegalHold":               func(b []byte) (string, error) { v, err := ParseLegalHold(b); return fmt.Sprint(v), err },
 		"AccessControlPolicy":     func(b []byte) (string, error) { v, err := ParseACL(b); return fmt.Sprint(v), err },
 		"OwnershipControls":       func(b []byte) (string, error) { return ParseOwnershipControls(b) },
+		"LifecycleConfiguration":  func(b []byte) (string, error) { v, err := ParseLifecycle(b); return lifecycleText(v), err },
 		"PublicAccessBlockConfiguration": func(b []byte) (string, error) {
 			v, says, err := ParsePublicAccessBlock(b)
 			return fmt.Sprint(v, says), err
@@ -43,6 +44,15 @@ func TestParseSettings(t *testing.T) {
 		{"PublicAccessBlockConfiguration", "<IgnorePublicAcls> true </IgnorePublicAcls><BlockPublicPolicy>true</BlockPublicPolicy>", "{false true true false} true"},
 		{"OwnershipControls", "<Rule><ObjectOwnership>BucketOwnerEnforced</ObjectOwnership></Rule>", "BucketOwnerEnforced"},
 		{"OwnershipControls", "<Rule><ObjectOwnership>ObjectWriter</ObjectOwnership></Rule>", "ObjectWriter"},
+		{"LifecycleConfiguration", "", ""},
+		{"LifecycleConfiguration", "<Rule><Filter/><Status>Enabled</Status><ID> x </ID></Rule>\n<Rule><Prefix> p</Prefix><Status> Disabled </Status></Rule>", "[ x  false - {- [] - - false} [] [] - - -][ true  p - [] [] - - -]"},
+		{"LifecycleConfiguration", "<Rule><Status>Enabled</Status><Filter><And><ObjectSizeLessThan> 5 </ObjectSizeLessThan><Tag><Value/><Key>k</Key></Tag><Tag><Key>k</Key><Value>v</Value></Tag><Prefix/></And></Filter></Rule>",
+			"[ false - { [{k } {k v}] - 5 true} [] [] - - -]"},
+		{"LifecycleConfiguration", "<Rule><Filter><Tag><Key>k</Key><Value/></Tag></Filter><Status>Enabled</Status><Transition><StorageClass>X</StorageClass><Days>-3</Days></Transition><Transition><Date>2030-01-01T01:00:00+01:00</Date><StorageClass>Y</StorageClass></Transition>" +
+			"<NoncurrentVersionTransition><NewerNoncurrentVersions>0</NewerNoncurrentVersions><NoncurrentDays>1</NoncurrentDays><StorageClass>Z</StorageClass></NoncurrentVersionTransition></Rule>",
+			"[ false - {- [{k }] - - false} [{-3 - X -} {- 2030-01-01 00:00:00 +0000 UTC Y -}] [{1 - Z 0}] - - -]"},
+		{"LifecycleConfiguration", "<Rule><Prefix/><Status>Enabled</Status><Expiration><ExpiredObjectDeleteMarker>false</ExpiredObjectDeleteMarker></Expiration><NoncurrentVersionExpiration><NoncurrentDays>-1</NoncurrentDays></NoncurrentVersionExpiration>" +
+			"<AbortIncompleteMultipartUpload><DaysAfterInitiation>7</DaysAfterInitiation></AbortIncompleteMultipartUpload></Rule>", "[ false  - [] [] {- - false} {-1 -} 7]"},
 		{"LegalHold", "<Status>ON</Status>", "true"},
 		{"LegalHold", "<Status>OFF</Status>", "false"},
 		{"AccessControlPolicy", "<Owner><ID>me</ID></Owner><AccessControlList>" + grant + "</AccessControlList>", "{me [{me   FULL_CONTROL}]}"},
@@ -59,6 +69,9 @@ func TestParseSettings(t *testing.T) {
 		"ObjectLockConfiguration": {"", "<ObjectLockEnabled>Disabled</ObjectLockEnabled>", "<Rule/>", "<ObjectLockEnabled>Enabled</ObjectLockEnabled><Rule/>", "<ObjectLockEnabled>Enabled</ObjectLockEnabled><Rule><Other/></Rule>",
 			"<ObjectLockEnabled>Enabled</ObjectLockEnabled><Other/>", "<Rule><DefaultRetention><Mode>GOVERNANCE</Mode><Days>1</Days></DefaultRetention></Rule>"},
 		"Retention": {"<Mode>GOVERNANCE</Mode>", "<RetainUntilDate>x</RetainUntilDate>", "<Mode>governance</Mode><RetainUntilDate>x</RetainUntilDate>", "<Mode/><RetainUntilDate/>", "<Mode>GOVERNANCE</Mode><RetainUntilDate/>"},
+		"LifecycleConfiguration": {"<Other/>", "<Rule/>", "<Rule><Filter/></Rule>", "<Rule><Status>Enabled</Status></Rule>", "<Rule><Filter/><Prefix/><Status>Enabled</Status></Rule>", "<Rule><Filter/><Status>on</Status></Rule>",
+			"<Rule><Filter><Prefix/><And/></Filter><Status>Enabled</Status></Rule>", "<Rule><Filter><And><Prefix/></And></Filter><Status>Enabled</Status></Rule>", "<Rule><Filter/><Status>Enabled</Status><Expiration/></Rule>",
+			"<Rule><Filter/><Status>Enabled</Status><Transition><Days>1</Days></Transition></Rule>", "<Rule><Filter/><Status>Enabled</Status>" + strings.Repeat("<Transition><Days>1</Days><StorageClass>X</StorageClass></Transition>", 21) + "</Rule>"},
 		"LegalHold": {"", "<Status>on</Status>", "<Status/>", "<Other>ON</Other>", "<Status>ON</Status><Status>OFF</Status>"},
 		"AccessControlPolicy": {"<Other/>", "<AccessControlList><Other/></AccessControlList>", "<AccessControlList><Grant/></AccessControlList>", "<AccessControlList><Grant><Permission>ALL</Permission></Grant></AccessControlList>",
 			"<AccessControlList><Grant><Other/></Grant></AccessControlList>", "<Owner><Name>x</Name></Owner>", "<AccessControlList>" + strings.Repeat(grant, 1001) + "</AccessControlList>"},
@@ -91,5 +104,49 @@ func TestParseSettings(t *testing.T) {
 				t.Errorf("%s: %s accepted", root, doc)
 			}
 		}
+	}
+}
+
+// lifecycleText shows rules with what is behind their pointers; "-" is absent.
+func lifecycleText(rules []LifecycleRule) (out string) {
+	transitions := func(ts []LifecycleTransition) (all []string) {
+		for _, t := range ts {
+			all = append(all, fmt.Sprintf("{%v %v %s %v}", deref(t.Days), deref(t.Date), t.StorageClass, deref(t.NewerNoncurrent)))
+		}
+		return all
+	}
+	for _, r := range rules {
+		filter, expiration, noncurrent := "-", "-", "-"
+		if f := r.Filter; f != nil {
+			filter = fmt.Sprintf("{%v %v %v %v %v}", deref(f.Prefix), f.Tags, deref(f.SizeGreater), deref(f.SizeLess), f.And)
+		}
+		if e := r.Expiration; e != nil {
+			expiration = fmt.Sprintf("{%v %v %v}", deref(e.Days), deref(e.Date), deref(e.DeleteMarker))
+		}
+		if e := r.NoncurrentExpiration; e != nil {
+			noncurrent = fmt.Sprintf("{%d %v}", e.Days, deref(e.NewerNoncurrent))
+		}
+		out += fmt.Sprintf("[%s %v %v %s %v %v %s %s %v]", r.ID, r.Disabled, deref(r.Prefix), filter, transitions(r.Transitions), transitions(r.NoncurrentTransitions), expiration, noncurrent, deref(r.AbortDays))
+	}
+	return out
+}
+
+func deref[T any](p *T) any {
+	if p == nil {
+		return "-"
+	}
+	return *p
+}
+
+func TestLifecycleRulesMax(t *testing.T) {
+	doc := func(n int) []byte {
+		return []byte("<LifecycleConfiguration>" + strings.Repeat("<Rule><Filter/><Status>Enabled</Status></Rule>", n) + "</LifecycleConfiguration>")
+	}
+	if rules, err := ParseLifecycle(doc(LifecycleRulesMax)); err != nil || len(rules) != LifecycleRulesMax {
+		t.Error(len(rules), err)
+	}
+	var many *TooMany
+	if _, err := ParseLifecycle(doc(LifecycleRulesMax + 1)); !errors.As(err, &many) || many.Max != LifecycleRulesMax || many.Element != "Rule" {
+		t.Error(err)
 	}
 }

@@ -9,6 +9,7 @@
 //	POST /v1/cluster/token?valid=1h  JSON (TokenAnswer): a token that lets one node join
 //	POST /v1/cluster/leave?node=n2&leaving=true  asks a node to leave, or to stay after all
 //	POST /v1/ranges/split?group=2    JSON (SplitAnswer): splits a range of the metadata that is led by this process
+//	GET  /v1/lifecycle  JSON: status.Lifecycle of every node
 //	GET  /debug/pprof/  profiles
 //
 // Health and metrics need no password; the rest needs HTTP Basic with the
@@ -90,6 +91,7 @@ func New(b Backend, cfg Config) http.Handler {
 	mux.HandleFunc("POST /v1/cluster/token", h.root(h.token))
 	mux.HandleFunc("POST /v1/cluster/leave", h.root(h.leave))
 	mux.HandleFunc("POST /v1/ranges/split", h.root(h.split))
+	mux.HandleFunc("GET /v1/lifecycle", h.root(h.lifecycle))
 	mux.HandleFunc("GET /debug/pprof/", h.root(pprof.Index))
 	mux.HandleFunc("GET /debug/pprof/cmdline", h.root(pprof.Cmdline))
 	mux.HandleFunc("GET /debug/pprof/profile", h.root(pprof.Profile))

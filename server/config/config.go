@@ -23,12 +23,13 @@ import (
 
 // Limits of the configuration itself.
 const (
-	ZonesMax     = 26  // zones simulated below the data folder: named a to z
-	DrivesMax    = 256 // drives of one process
-	AccountsMax  = 1000
-	SecretMin    = 8 // characters of a secret key
-	ReserveAuto  = 1 << 30
-	reserveShare = 20 // automatic reserve: at most 1/20 of the file system
+	ZonesMax        = 26  // zones simulated below the data folder: named a to z
+	DrivesMax       = 256 // drives of one process
+	AccountsMax     = 1000
+	SecretMin       = 8 // characters of a secret key
+	LifecycleDayMin = time.Second
+	ReserveAuto     = 1 << 30
+	reserveShare    = 20 // automatic reserve: at most 1/20 of the file system
 )
 
 // Config is the configuration of one process. Read it after Complete and do not change it.
@@ -59,6 +60,8 @@ type Config struct {
 	Domains []string `name:"domain" env:"CAIRN_DOMAINS" placeholder:"NAME" group:"s3" help:"Domain under which buckets are host names: with s3.example.com also http://BUCKET.s3.example.com/KEY is served. Repeat it for more. Without any, only path style is."`
 	TLSCert string   `name:"tls-cert" env:"CAIRN_TLS_CERT" placeholder:"FILE" group:"s3" help:"Certificate chain for S3 (PEM). Reloaded when the file changes."`
 	TLSKey  string   `name:"tls-key" env:"CAIRN_TLS_KEY" placeholder:"FILE" group:"s3" help:"Its private key (PEM)."`
+
+	LifecycleDay time.Duration `name:"lifecycle-day" env:"CAIRN_LIFECYCLE_DAY" default:"${lifecycle_day}" placeholder:"DURATION" group:"s3" help:"How long a day is to lifecycle rules (default ${lifecycle_day}): for tests, and for small sites that want to see what rules do. The same on every node."`
 
 	MetaVoters    int           `name:"meta-voters" env:"CAIRN_META_VOTERS" default:"${meta_voters}" placeholder:"N" group:"safety" help:"Copies of the metadata that vote: 1, 3 or 5, each on a drive of its own; 0 takes the most that the drives can carry (default ${meta_voters})."`
 	Reserve       Size          `name:"reserve" env:"CAIRN_RESERVE" default:"${reserve}" placeholder:"SIZE" group:"safety" help:"Space kept free on every drive, so that deletes, metadata and restarts work when it is full; 0 takes 1 GiB or a 20th of the file system, whichever is less."`
@@ -137,7 +140,7 @@ func Default() Config {
 		DataDir: "./data", Listen: "127.0.0.1:9000", AdminListen: "127.0.0.1:9001",
 		Zones: 1, DrivesPerZone: 1, Region: "us-east-1",
 		MaxRequests: 512, BufferBytes: 96 << 20, CacheBytes: 32 << 20,
-		ShutdownBound: 15 * time.Second, LogLevel: "info", LogFormat: "text",
+		ShutdownBound: 15 * time.Second, LifecycleDay: 24 * time.Hour, LogLevel: "info", LogFormat: "text",
 	}
 }
 
@@ -223,6 +226,9 @@ func (c *Config) Validate() error {
 	c.checkKeys(bad)
 	if !slices.Contains([]int{0, 1, 3, 5}, c.MetaVoters) {
 		bad("meta-voters is %d: use 1, 3 or 5, or 0 for the most that the drives can carry", c.MetaVoters)
+	}
+	if c.LifecycleDay < LifecycleDayMin || c.LifecycleDay > 24*time.Hour {
+		bad("lifecycle-day is %s: use a duration from %s to 24h", c.LifecycleDay, LifecycleDayMin)
 	}
 	if c.Reserve < 0 {
 		bad("reserve is negative: use a size like 2GiB, or 0 for the automatic one")

@@ -17,13 +17,16 @@ import (
 	"cairn/cluster/controller"
 	"cairn/cluster/metaclient"
 	"cairn/cluster/multiraft"
+	"cairn/cluster/placement"
 	"cairn/cluster/splitter"
 	"cairn/s3api/objects"
 	"cairn/server/config"
+	"cairn/storage"
 	"cairn/storage/chunkio"
 	"cairn/storage/drive"
 	"cairn/storage/errs"
 	"cairn/storage/garbage"
+	"cairn/storage/lifecycle"
 	"cairn/storage/pins"
 	"cairn/storage/repair"
 	"cairn/storage/vfsx"
@@ -87,6 +90,7 @@ type Core struct {
 	Workers    *worker.Runner
 	Garbage    *garbage.Collector
 	Repair     RepairWorkers
+	Lifecycle  *lifecycle.Worker
 	Splits     *splitter.Splitter
 
 	cfg       config.Config
@@ -233,7 +237,7 @@ func (c *Core) tuning() (Tuning, error) {
 	}
 	t := Tuning{Workers: true, SplitEvery: 5 * time.Second}
 	t.Controller = controller.Config{
-		DataDir: dir, FS: c.env.FS, Now: c.env.Now, Rand: c.env.Rand, Logger: c.env.Logger, Voters: c.cfg.MetaVoters,
+		DataDir: dir, FS: c.env.FS, Now: c.env.Now, Rand: c.env.Rand, Logger: c.env.Logger, Voters: c.cfg.MetaVoters, Classes: placed(),
 	}
 	for _, d := range drives {
 		t.Controller.Slots = append(t.Controller.Slots, controller.Slot{Path: d.Path, Zone: cluster.Zone(d.Zone), Label: d.Label})
@@ -243,6 +247,16 @@ func (c *Core) tuning() (Tuning, error) {
 	}
 	t.Chunks = chunkio.Config{BufferBytesMax: int64(c.cfg.BufferBytes), Logger: c.env.Logger}
 	return t, nil
+}
+
+// placed are the classes that placement groups are made for: of those that objects can be put in, one of each target.
+func placed() (out []storage.StorageClass) {
+	for _, class := range planned {
+		if placement.SameTarget(class) == class {
+			out = append(out, class)
+		}
+	}
+	return out
 }
 
 // reserve is the space kept free on the drive in dir.
@@ -277,6 +291,8 @@ func (c *Core) makeWorkers(tune *Tuning) error {
 			h.Wake()
 		}
 	}})
+	lc, lcOptions := c.makeLifecycle(m)
+	c.Lifecycle = lc
 	if !tune.Workers {
 		return nil
 	}
@@ -291,6 +307,7 @@ func (c *Core) makeWorkers(tune *Tuning) error {
 		{c.Repair.Scrub, worker.Options{Interval: time.Hour, Pace: c.scrubPace()}},
 		{trimmer{c.Chunks}, worker.Options{Interval: 30 * time.Second}},
 		{c.Splits, worker.Options{Interval: tune.SplitEvery, BackoffMax: time.Minute}},
+		{c.Lifecycle, lcOptions},
 		{bucketFinisher{c}, worker.Options{Interval: 30 * time.Second, BackoffMax: time.Minute}},
 	} {
 		if _, err := c.Workers.Add(w.worker, w.options); err != nil {

@@ -24,13 +24,14 @@ const lookTimeout = time.Second
 // look is what one node knows of itself. It goes to other nodes as JSON: names may be
 // added, none changes its meaning.
 type look struct {
-	Drives    []status.Drive `json:"drives"`
-	Groups    []groupLook    `json:"groups"`
-	Repaired  int64          `json:"repaired"`
-	Repairing string         `json:"repairing,omitempty"`
-	Version   string         `json:"version"`
-	NotReady  string         `json:"not_ready,omitempty"`
-	lost      string         // why there is none
+	Drives    []status.Drive    `json:"drives"`
+	Groups    []groupLook       `json:"groups"`
+	Repaired  int64             `json:"repaired"`
+	Repairing string            `json:"repairing,omitempty"`
+	Version   string            `json:"version"`
+	NotReady  string            `json:"not_ready,omitempty"`
+	Lifecycle *status.Lifecycle `json:"lifecycle,omitempty"`
+	lost      string            // why there is none
 }
 
 // groupLook is a Raft group as seen from one node, with the replicas there.
@@ -73,6 +74,8 @@ func (c *Core) lookHere() *look {
 	}
 	if c.made.Load() { // other nodes ask before
 		l.Repaired, l.Repairing = c.repairing()
+		lc := c.lifecycleHere()
+		l.Lifecycle = &lc
 	}
 	return l
 }

@@ -68,6 +68,8 @@ func (c *Core) Status(ctx context.Context) status.Status {
 		}
 	}
 	s.Usage = c.usage(ctx)
+	lc := c.lifecycleHere()
+	s.Lifecycle = &lc
 	s.Warnings = warnings(&s)
 	return s
 }
@@ -206,7 +208,7 @@ func (c *Core) store(id storage.DriveID) storage.ShardStore {
 }
 
 // planned are the classes that objects can be put in.
-var planned = [...]storage.StorageClass{storage.Standard}
+var planned = [...]storage.StorageClass{storage.Standard, storage.StandardIA, storage.OnezoneIA, storage.GlacierIR}
 
 func planStatus(t *cluster.Topology) (out []status.Plan) {
 	drives := t.SortedDrives()

@@ -22,6 +22,7 @@ type statusCollector struct {
 	pgs, planMet                            *prometheus.Desc
 	proof, dirty, repair, repaired, garbage *prometheus.Desc
 	garbageAge                              *prometheus.Desc
+	lifecycle                               lifecycleDescs
 }
 
 func newStatusCollector(look func(context.Context) (status.Status, error)) *statusCollector {
@@ -53,6 +54,7 @@ func newStatusCollector(look func(context.Context) (status.Status, error)) *stat
 		repaired:    d("repaired_shards_total", "Shards rebuilt since the start."),
 		garbage:     d("garbage_queue", "Removed writes whose chunks still take space."),
 		garbageAge:  d("garbage_oldest_seconds", "Age of the oldest of them."),
+		lifecycle:   newLifecycleDescs(d),
 	}
 }
 
@@ -111,6 +113,9 @@ func (c *statusCollector) Collect(ch chan<- prometheus.Metric) {
 	gauge(c.garbage, float64(s.Redundancy.GarbageQueue))
 	if t := s.Redundancy.GarbageOldest; t != nil {
 		gauge(c.garbageAge, time.Since(*t).Seconds())
+	}
+	if s.Lifecycle != nil {
+		c.lifecycle.collect(ch, s.Lifecycle)
 	}
 }
 

@@ -111,3 +111,14 @@ func TestRequestAllocatesNothing(t *testing.T) {
 		t.Fatalf("%v allocations per request", n)
 	}
 }
+
+func TestLifecycle(t *testing.T) {
+	m := New(func(context.Context) (status.Status, error) {
+		return status.Status{Lifecycle: &status.Lifecycle{
+			Rounds: 2, Rows: 30, Seconds: 1.5, Expired: 3, Removed: 4, Aborted: 5, Transitioned: 6, MovedBytes: 7, Due: 8, LagSeconds: 9, Error: "why",
+		}}, nil
+	})
+	wantLines(t, scrape(t, m), "cairn_lifecycle_lag_seconds 9", "cairn_lifecycle_due 8", "cairn_lifecycle_rounds_total 2", "cairn_lifecycle_round_rows 30",
+		"cairn_lifecycle_round_seconds 1.5", "cairn_lifecycle_expired_total 3", "cairn_lifecycle_removed_total 4", "cairn_lifecycle_aborted_total 5",
+		"cairn_lifecycle_transitioned_total 6", "cairn_lifecycle_moved_bytes_total 7", "cairn_lifecycle_failing 1")
+}

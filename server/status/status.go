@@ -25,7 +25,8 @@ type Status struct {
 	Plans      []Plan     `json:"plans"`            // what each storage class came down to
 	Proof      Proof      `json:"zone_proof"`
 	Redundancy Redundancy `json:"redundancy"`
-	Warnings   []string   `json:"warnings,omitempty"` // what an operator should act on, each with the next step
+	Lifecycle  *Lifecycle `json:"lifecycle,omitempty"` // of this node
+	Warnings   []string   `json:"warnings,omitempty"`  // what an operator should act on, each with the next step
 }
 
 // Usage is what the store holds for its users.

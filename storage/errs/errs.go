@@ -63,6 +63,8 @@ const (
 	Closed         // the component is shutting down
 	Timeout        // a deadline inside cairn passed
 	InvalidState   // the bucket's configuration forbids it: 409
+
+	RestoreInProgress // of the version, and not to be made faster by what was asked: 409
 )
 
 var kindNames = map[Kind]string{
@@ -78,7 +80,7 @@ var kindNames = map[Kind]string{
 	TooLate: "too late", Conflict: "conflict", StaleEpoch: "stale epoch", Busy: "busy", Unavailable: "unavailable",
 	DriveFailed: "drive failed", DriveFull: "drive full", NotFound: "not found", Gone: "gone", Corrupt: "corrupt",
 	Foreign: "foreign", Closed: "closed", Timeout: "timeout",
-	InvalidState: "invalid state",
+	InvalidState: "invalid state", RestoreInProgress: "restore in progress",
 }
 
 func (k Kind) String() string {

@@ -18,6 +18,7 @@ import (
 
 	"cairn/proto/metapb"
 	"cairn/s3api/objects"
+	"cairn/server/config"
 	"cairn/server/core"
 	"cairn/server/status"
 	"cairn/storage"
@@ -39,6 +40,7 @@ type store struct {
 	b    harness.Bucket
 	rnd  *rand.Rand
 	want map[string][]byte
+	day  time.Duration // of lifecycle rules; 0: as long as it is
 }
 
 // inBubble runs test on a fresh store in fake time.
@@ -57,7 +59,11 @@ func onStore(t *testing.T, workers bool, test func(s *store)) {
 func (s *store) open(workers bool) {
 	s.Helper()
 	var err error
-	s.Core, err = harness.Open(s.Context(), harness.Options{FS: s.fs, Dir: "/data", Zones: 3, DrivesPerZone: 2, Workers: workers, Log: testing.Verbose()})
+	s.Core, err = harness.Open(s.Context(), harness.Options{FS: s.fs, Dir: "/data", Zones: 3, DrivesPerZone: 2, Workers: workers, Log: testing.Verbose(), Config: func(c *config.Config) {
+		if s.day > 0 {
+			c.LifecycleDay = s.day
+		}
+	}})
 	if err != nil {
 		s.Fatal(err)
 	}

@@ -25,6 +25,7 @@ func floors() map[string]string {
 		"s3api/sigv4":       "1b",
 		"s3api/s3xml":       "1b",
 		"s3api/s3err":       "1b",
+		"s3api/lifecycle":   "1b",
 		"server/status":     "1b",
 		// 2: the local disk, and the state machines.
 		"storage/vfsx":       "2a",
@@ -51,6 +52,7 @@ func floors() map[string]string {
 		"storage/garbage":    "6b",
 		"storage/repair":     "6b",
 		"storage/verify":     "6b",
+		"storage/lifecycle":  "6b",
 		"cluster/controller": "6b",
 		"cluster/splitter":   "6b",
 		// 7: faces.

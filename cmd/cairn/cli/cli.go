@@ -1,4 +1,4 @@
-// Package cli is the commands of the cairn binary: server, status, verify, cluster, dev, health, version.
+// Package cli is the commands of the cairn binary: server, status, verify, cluster, lifecycle, dev, health, version.
 package cli
 
 import (
@@ -41,13 +41,14 @@ type Deps struct {
 }
 
 type commands struct {
-	Server  serverCmd  `cmd:"" help:"Serve S3 until stopped."`
-	Status  statusCmd  `cmd:"" help:"Show drives, zones, metadata and redundancy of a running server."`
-	Verify  verifyCmd  `cmd:"" help:"Prove that everything stored has all its shards, or list what has not."`
-	Cluster clusterCmd `cmd:"" help:"What concerns several nodes: join tokens, ranges of the metadata."`
-	Dev     devCmd     `cmd:"" help:"Run a whole cluster on this machine, for trying and testing."`
-	Health  healthCmd  `cmd:"" help:"Exit code 0 if a server is ready, for health checks."`
-	Version versionCmd `cmd:"" help:"Print the version."`
+	Server    serverCmd    `cmd:"" help:"Serve S3 until stopped."`
+	Status    statusCmd    `cmd:"" help:"Show drives, zones, metadata and redundancy of a running server."`
+	Verify    verifyCmd    `cmd:"" help:"Prove that everything stored has all its shards, or list what has not."`
+	Cluster   clusterCmd   `cmd:"" help:"What concerns several nodes: join tokens, ranges of the metadata."`
+	Lifecycle lifecycleCmd `cmd:"" help:"What lifecycle rules did and have to do."`
+	Dev       devCmd       `cmd:"" help:"Run a whole cluster on this machine, for trying and testing."`
+	Health    healthCmd    `cmd:"" help:"Exit code 0 if a server is ready, for health checks."`
+	Version   versionCmd   `cmd:"" help:"Print the version."`
 }
 
 // exitPanic carries kong's wish to exit (after --help) up to Run.

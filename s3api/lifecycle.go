@@ -1,0 +1,223 @@
+package s3api
+
+import (
+	"context"
+	"net/http"
+	"time"
+
+	"cairn/proto/metapb"
+	"cairn/s3api/objects"
+	"cairn/s3api/s3err"
+	"cairn/s3api/s3xml"
+)
+
+// LifecycleBackend is what a Backend does for lifecycle configurations. One that does not is told by their refusal.
+type LifecycleBackend interface {
+	// PutBucketLifecycle replaces the bucket's configuration, which is valid; nil: none.
+	PutBucketLifecycle(ctx context.Context, acct objects.Account, bucket string, cfg *metapb.LifecycleConfig) error
+}
+
+// minimumSizeHeader says below which size objects stay where they are, if a rule's filter says nothing about sizes.
+const minimumSizeHeader = "X-Amz-Transition-Default-Minimum-Object-Size"
+
+const (
+	minimumSizeAll    = "all_storage_classes_128K"
+	minimumSizeVaries = "varies_by_storage_class"
+)
+
+func (q *request) setMinimumSize(cfg *metapb.LifecycleConfig) {
+	v := minimumSizeAll
+	if cfg.VariesByStorageClass {
+		v = minimumSizeVaries
+	}
+	q.set("x-amz-transition-default-minimum-object-size", v)
+}
+
+func (q *request) putLifecycle(cfg *metapb.LifecycleConfig) error {
+	b, ok := q.h.backend.(LifecycleBackend)
+	if !ok {
+		return s3err.New(s3err.NotImplemented, "The operation "+q.op.name+" is not implemented.", s3err.Field{Name: "Operation", Value: q.op.name})
+	}
+	return b.PutBucketLifecycle(q.r.Context(), q.acct, q.bucket, cfg)
+}
+
+func putBucketLifecycle(q *request) (*response, error) {
+	cfg := &metapb.LifecycleConfig{}
+	switch v := q.hdr(minimumSizeHeader); v {
+	case "", minimumSizeAll:
+	case minimumSizeVaries:
+		cfg.VariesByStorageClass = true
+	default:
+		return nil, s3err.New(s3err.InvalidRequest, "Invalid TransitionDefaultMinimumObjectSize found: "+clip(v))
+	}
+	doc, err := q.readProven()
+	if err != nil {
+		return nil, err
+	}
+	if cfg.Rules, err = lifecycleRules(doc); err != nil {
+		return nil, err
+	}
+	if err := q.putLifecycle(cfg); err != nil {
+		return nil, err
+	}
+	q.setMinimumSize(cfg)
+	return q.ok(), nil
+}
+
+func deleteBucketLifecycle(q *request) (*response, error) {
+	return q.noContent(q.putLifecycle(nil))
+}
+
+func getBucketLifecycle(q *request) (*response, error) {
+	b, err := q.h.backend.HeadBucket(q.r.Context(), q.acct, q.bucket)
+	if err != nil {
+		return nil, err
+	}
+	if b.Lifecycle == nil {
+		return nil, s3err.New(s3err.NoSuchLifecycleConfiguration, "", s3err.Field{Name: "BucketName", Value: q.bucket})
+	}
+	q.setMinimumSize(b.Lifecycle)
+	q.document("LifecycleConfiguration")
+	for _, rule := range b.Lifecycle.Rules {
+		writeLifecycleRule(&q.out, rule)
+	}
+	q.out.Close("LifecycleConfiguration")
+	return q.ok(), nil
+}
+
+// writeLifecycleRule writes a rule as its client did.
+func writeLifecycleRule(w *s3xml.Writer, rule *metapb.LifecycleRule) {
+	w.Open("Rule")
+	w.Text("ID", rule.Id)
+	writeLifecycleFilter(w, rule.Filter)
+	if rule.Disabled {
+		w.Raw("Status", "Disabled")
+	} else {
+		w.Raw("Status", "Enabled")
+	}
+	for _, t := range rule.Transitions {
+		w.Open("Transition")
+		writeDue(w, t.Days, t.DateMs)
+		w.Raw("StorageClass", t.StorageClass)
+		w.Close("Transition")
+	}
+	if e := rule.Expiration; e != nil {
+		w.Open("Expiration")
+		if e.Days == 0 && e.DateMs == 0 {
+			w.Bool("ExpiredObjectDeleteMarker", e.ExpiredDeleteMarker)
+		} else {
+			writeDue(w, e.Days, e.DateMs)
+		}
+		w.Close("Expiration")
+	}
+	for _, t := range rule.NoncurrentTransitions {
+		w.Open("NoncurrentVersionTransition")
+		writeNoncurrent(w, t.Days, t.NewerNoncurrent)
+		w.Raw("StorageClass", t.StorageClass)
+		w.Close("NoncurrentVersionTransition")
+	}
+	if e := rule.NoncurrentExpiration; e != nil {
+		w.Open("NoncurrentVersionExpiration")
+		writeNoncurrent(w, e.Days, e.NewerNoncurrent)
+		w.Close("NoncurrentVersionExpiration")
+	}
+	if rule.AbortDays > 0 {
+		w.Open("AbortIncompleteMultipartUpload")
+		w.Int("DaysAfterInitiation", int64(rule.AbortDays))
+		w.Close("AbortIncompleteMultipartUpload")
+	}
+	w.Close("Rule")
+}
+
+func writeLifecycleFilter(w *s3xml.Writer, f *metapb.LifecycleFilter) {
+	if f.InRule {
+		w.Text("Prefix", f.Prefix)
+		return
+	}
+	w.Open("Filter")
+	if f.InAnd {
+		w.Open("And")
+	}
+	if f.HasPrefix {
+		w.Text("Prefix", f.Prefix)
+	}
+	for _, t := range f.Tags {
+		w.Open("Tag")
+		w.Text("Key", t.Name)
+		w.Text("Value", t.Value)
+		w.Close("Tag")
+	}
+	if f.HasSizeGreater {
+		w.Int("ObjectSizeGreaterThan", int64(f.SizeGreater))
+	}
+	if f.HasSizeLess {
+		w.Int("ObjectSizeLessThan", int64(f.SizeLess))
+	}
+	if f.InAnd {
+		w.Close("And")
+	}
+	w.Close("Filter")
+}
+
+// writeDue writes when an action on a current version is due.
+func writeDue(w *s3xml.Writer, days uint32, dateMs int64) {
+	if dateMs != 0 {
+		w.Time("Date", time.UnixMilli(dateMs))
+	} else {
+		w.Int("Days", int64(days))
+	}
+}
+
+// writeNoncurrent writes which noncurrent versions an action is for.
+func writeNoncurrent(w *s3xml.Writer, days, newer uint32) {
+	w.Int("NoncurrentDays", int64(days))
+	if newer > 0 {
+		w.Int("NewerNoncurrentVersions", int64(newer))
+	}
+}
+
+// expiryWait is how long an answer waits for the bucket's configuration, which is at hand but while this node is cut off.
+const expiryWait = 250 * time.Millisecond
+
+// setExpiration tells when a lifecycle rule will remove the current version o, if one will. That it can't be found out just
+// now is no reason to fail a request that is done otherwise.
+func (q *request) setExpiration(o *objects.Object) {
+	if q.h.cfg.Expiry == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(q.r.Context(), expiryWait)
+	defer cancel()
+	b, err := q.h.backend.HeadBucket(ctx, q.acct, q.bucket)
+	if err != nil || b.Lifecycle == nil {
+		return
+	}
+	if at, id, ok := q.h.cfg.Expiry(b, o); ok {
+		q.set("x-amz-expiration", `expiry-date="`+at.UTC().Format(http.TimeFormat)+`", rule-id="`+headerRuleID(id)+`"`)
+	}
+}
+
+// setWriteExpiration is setExpiration for what a write made.
+func (q *request) setWriteExpiration(out *objects.PutOutput) {
+	if out.Attributes == nil {
+		return
+	}
+	q.setExpiration(&objects.Object{
+		Key: q.key, Size: out.Size, ETag: out.ETag, VersionID: out.VersionID, Modified: out.Modified, Attributes: out.Attributes, Checksums: out.Checksums,
+	})
+}
+
+// headerRuleID percent-encodes what a quoted header value can't hold, and what decoders take for an escape. S3 says that it encodes
+// the id as in URLs and yet sends spaces as they are; so read either way it is the id.
+func headerRuleID(id string) string {
+	const digits = "0123456789ABCDEF"
+	b := make([]byte, 0, len(id))
+	for i := 0; i < len(id); i++ {
+		switch c := id[i]; {
+		case c < ' ' || c >= 0x7f || c == '"' || c == '\\' || c == '%' || c == '+':
+			b = append(b, '%', digits[c>>4], digits[c&15])
+		default:
+			b = append(b, c)
+		}
+	}
+	return string(b)
+}
