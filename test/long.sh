@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The longer suites, bounded in time: more operations beside the model, more power
-# cuts, every fuzz target for a moment, a store with many objects opened again.
-# About six minutes on 2 cores.
+# cuts, every fuzz target for a moment, a key with 100,000 versions, a store with
+# many objects opened again. About seven minutes on 2 cores.
 #
 # Variables: STEPS operations beside the model (100000), ROUNDS power cuts of whole
 # stores (30), SECONDS_DRIVE seconds of power cuts of one drive (20), FUZZTIME per
@@ -11,6 +11,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 go test -count=1 -timeout 20m ./test/store -run '^TestVersionsModel$' -store.steps="${STEPS:-100000}"
+go test -tags long -count=1 -timeout 10m ./test/store -run '^TestManyVersions'
 go test -count=1 -timeout 10m ./test/crash -crash.rounds="${ROUNDS:-30}"
 go test -count=1 -timeout 10m ./storage/drive -run 'Crash' -crash.seconds="${SECONDS_DRIVE:-20}"
 

@@ -2,6 +2,7 @@ package sigv4
 
 import (
 	"maps"
+	"strings"
 	"testing"
 )
 
@@ -103,4 +104,36 @@ func TestPolicyRefusals(t *testing.T) {
 	if code := checkForm(form, "wJalrXUtnFEMI"); code != "SignatureDoesNotMatch" {
 		t.Errorf("a signature that is none: %s", code)
 	}
+}
+
+// FuzzParsePolicy: a form is anonymous only if it claims nothing, and no other claim than the true one is proven.
+func FuzzParsePolicy(f *testing.F) {
+	four, two := formV4(), formV2()
+	f.Add(four["policy"], four["x-amz-algorithm"], four["x-amz-credential"], four["x-amz-date"], four["x-amz-signature"], "", "")
+	f.Add(two["policy"], "", "", "", "", two["awsaccesskeyid"], two["signature"])
+	f.Add(two["policy"], "AWS4-HMAC-SHA256", "", "", "", two["awsaccesskeyid"], two["signature"]) // both
+	f.Add("", "AWS4-ECDSA-P256-SHA256", "a/20261121/r/s3/aws4_request", "20261121T090000Z", "", "a", "b")
+	f.Add("e30=", "AWS4-HMAC-SHA256", "a/b/c/20261121/r/ec2/aws4_request", "20261122T090000Z", strings.Repeat("A", 64), "", "")
+	f.Add("e30=", "", "", "", "", strings.Repeat("a", 129), "AAAA====")
+	f.Add("", "", "", "", "", "", "")
+	v := NewVerifier()
+	f.Fuzz(func(t *testing.T, policy, algorithm, credential, date, signature4, access, signature2 string) {
+		fields := map[string]string{
+			"policy": policy, "x-amz-algorithm": algorithm, "x-amz-credential": credential, "x-amz-date": date, "x-amz-signature": signature4,
+			"awsaccesskeyid": access, "signature": signature2,
+		}
+		p, ok, err := ParsePolicy(func(name string) string { return fields[name] })
+		if claims := policy+algorithm+credential+signature4+access+signature2 != ""; ok != claims {
+			t.Fatalf("claims %v: %q", claims, fields)
+		}
+		if err != nil || !ok {
+			return
+		}
+		if p.AccessKey == "" || len(p.AccessKey) > accessKeyMax {
+			t.Fatalf("accepted %+v", p)
+		}
+		if v.CheckPolicy(&p, "wJalrXUtnFEMI") == nil && policy != four["policy"] && policy != two["policy"] {
+			t.Fatalf("proven: %q", fields)
+		}
+	})
 }

@@ -298,13 +298,13 @@ func (a *Auth) fromQuery(r *Request) (Auth, bool, *Error) {
 		return *a, true, badQuery("Invalid credential date \"" + clip(a.Date) + "\". This date is not the same as X-Amz-Date: \"" + a.Timestamp[:8] + "\".")
 	}
 	seconds, err := strconv.ParseInt(q.expires, 10, 64)
-	switch {
-	case err != nil:
-		return *a, true, badQuery("X-Amz-Expires should be a number")
-	case seconds < 0:
-		return *a, true, badQuery("X-Amz-Expires must be non-negative")
+	switch { // out of its range ParseInt answers the nearest number there is
+	case seconds < 0: // over before it began
+		return *a, true, &Error{Code: "AccessDenied", Message: "Request has expired", Fields: []Field{{"X-Amz-Expires", clip(q.expires)}}}
 	case seconds > int64(ExpiresMax/time.Second):
 		return *a, true, badQuery("X-Amz-Expires must be less than a week (in seconds); that is, the given X-Amz-Expires must be less than 604800 seconds")
+	case err != nil:
+		return *a, true, badQuery("X-Amz-Expires should be a number")
 	}
 	a.Expires = time.Duration(seconds) * time.Second
 	if q.sha == "" {

@@ -264,19 +264,22 @@ func TestMalformed(t *testing.T) {
 func TestPresigned(t *testing.T) {
 	good := awsExamples()["presigned"].Query
 	for change, want := range map[string]string{
-		"X-Amz-Expires=86400>X-Amz-Expires=604801":             "AuthorizationQueryParametersError",
-		"X-Amz-Expires=86400>X-Amz-Expires=-1":                 "AuthorizationQueryParametersError",
-		"X-Amz-Expires=86400>X-Amz-Expires=1d":                 "AuthorizationQueryParametersError",
-		"X-Amz-Expires=86400>X-Amz-Expires=":                   "AuthorizationQueryParametersError",
-		"&X-Amz-SignedHeaders=host>":                           "AuthorizationQueryParametersError",
-		"X-Amz-SignedHeaders=host>X-Amz-SignedHeaders=x":       "AuthorizationQueryParametersError",
-		"AWS4-HMAC-SHA256>AWS4-HMAC-MD5":                       "AuthorizationQueryParametersError",
-		"AWS4-HMAC-SHA256>AWS4-ECDSA-P256-SHA256":              "NotImplemented",
-		"Date=20130524T000000Z>Date=20130525T000000Z":          "AuthorizationQueryParametersError",
-		"Date=20130524T000000Z>Date=now":                       "AuthorizationQueryParametersError",
-		"%2Faws4_request>":                                     "AuthorizationQueryParametersError",
-		"X-Amz-Expires=86400>X-Amz-Expires=86400&X-Amz-Date=x": "AuthorizationQueryParametersError",
-		"X-Amz-Expires=86400>X-Amz-Expires=86399":              "SignatureDoesNotMatch",
+		"X-Amz-Expires=86400>X-Amz-Expires=604801":                "AuthorizationQueryParametersError",
+		"X-Amz-Expires=86400>X-Amz-Expires=99999999999999999999":  "AuthorizationQueryParametersError",
+		"X-Amz-Expires=86400>X-Amz-Expires=-1":                    "AccessDenied",
+		"X-Amz-Expires=86400>X-Amz-Expires=-99999999999999999999": "AccessDenied",
+		"X-Amz-Expires=86400>X-Amz-Expires=-1d":                   "AuthorizationQueryParametersError",
+		"X-Amz-Expires=86400>X-Amz-Expires=1d":                    "AuthorizationQueryParametersError",
+		"X-Amz-Expires=86400>X-Amz-Expires=":                      "AuthorizationQueryParametersError",
+		"&X-Amz-SignedHeaders=host>":                              "AuthorizationQueryParametersError",
+		"X-Amz-SignedHeaders=host>X-Amz-SignedHeaders=x":          "AuthorizationQueryParametersError",
+		"AWS4-HMAC-SHA256>AWS4-HMAC-MD5":                          "AuthorizationQueryParametersError",
+		"AWS4-HMAC-SHA256>AWS4-ECDSA-P256-SHA256":                 "NotImplemented",
+		"Date=20130524T000000Z>Date=20130525T000000Z":             "AuthorizationQueryParametersError",
+		"Date=20130524T000000Z>Date=now":                          "AuthorizationQueryParametersError",
+		"%2Faws4_request>":                                        "AuthorizationQueryParametersError",
+		"X-Amz-Expires=86400>X-Amz-Expires=86400&X-Amz-Date=x":    "AuthorizationQueryParametersError",
+		"X-Amz-Expires=86400>X-Amz-Expires=86399":                 "SignatureDoesNotMatch",
 	} {
 		from, to, _ := strings.Cut(change, ">")
 		r := request("GET", "/test.txt", strings.Replace(good, from, to, 1))
@@ -490,8 +493,8 @@ func FuzzCanonical(f *testing.F) {
 
 // FuzzChunks: whatever comes, no more is decoded than came, and a signed body is never accepted.
 func FuzzChunks(f *testing.F) {
-	f.Add([]byte("5\r\nhello\r\n0\r\nx-amz-checksum-crc32:AAAA\r\n\r\n"), uint8(PayloadUnsignedTrailer))
-	f.Add([]byte("1;chunk-signature="+strings.Repeat("a", 64)+"\r\nx\r\n"), uint8(PayloadSigned))
+	f.Add([]byte("5\r\nhello\r\n0\r\nx-amz-checksum-crc32:AAAA\r\n\r\n"), uint8(PayloadUnsignedTrailer-PayloadSigned))
+	f.Add([]byte("1;chunk-signature="+strings.Repeat("a", 64)+"\r\nx\r\n"), uint8(0))
 	a, seed, err := check(streamingExample(true), exampleSecret)
 	if err != nil {
 		f.Fatal(err, a)

@@ -501,38 +501,91 @@ func TestClusterOneWinner(t *testing.T) {
 	}
 }
 
-// TestClusterHistories: histories over all gateways with kills and cuts are linearizable.
+// killEvery is how long there is from one kill of a leader to the next in TestClusterHistories.
+const killEvery = 3 * time.Second
+
+// killed is how many processes were killed while they led, by the role of what they led.
+type killed map[string]int
+
+// leaders kills the leader of the range, and every third time that of the system group, until the clients are
+// done: each is started again at once (sooner than a lease ends) or a little later, and has come back before the next goes.
+func (k killed) leaders(c *nodes, rng *rand.Rand, done <-chan struct{}) {
+	for n := 0; ; {
+		role := "range"
+		if n%3 == 1 {
+			role = "system"
+		}
+		next := time.After(killEvery)
+		// What another says may be old by now; the victim itself knows it best.
+		if victim := c.leader(role); victim != nil && victim.leads(role) {
+			victim.kill()
+			n++
+			k[role]++
+			time.Sleep([]time.Duration{0, 0, 500 * time.Millisecond, 1500 * time.Millisecond}[rng.IntN(4)])
+			startAll([]*process{victim})
+		} else { // there is none just now
+			next = time.After(100 * time.Millisecond)
+		}
+		select {
+		case <-done:
+			return
+		case <-next:
+		}
+	}
+}
+
+// leads is whether the process says that it leads the first group of a role.
+func (p *process) leads(role string) bool {
+	code, out, _ := p.cairn("status", "--json")
+	var s status.Status
+	if code != 0 || json.Unmarshal([]byte(out), &s) != nil {
+		return false
+	}
+	i := slices.IndexFunc(s.Groups, func(g status.Group) bool { return g.Role == role })
+	return i >= 0 && slices.ContainsFunc(s.Groups[i].Replicas, func(r status.Replica) bool { return r.Node == s.Node && r.State == "leader" })
+}
+
+// TestClusterHistories: histories over all gateways are linearizable while leaders are killed every few seconds, and
+// after cuts. At most one node is down at a time.
 func TestClusterHistories(t *testing.T) {
 	c := startNodes(t, 3, 2)
 	seed := seed.Of(t)
 	rng := rand.New(rand.NewPCG(seed, 2))
 	stores := make([]linear.Store, len(c.all))
+	total, verdicts := killed{}, 0
 	for round := range max(2, rounds(t)/5) {
 		c.bucket = newBucket(t, c.all[0].endpoint) // its listings show the keys and no others
 		for i, p := range c.all {
 			stores[i] = s3store.New(p.url(), region, p.access, p.secret, c.bucket)
 		}
 		r := linear.NewRecorder()
-		w := linear.Workload{Stores: stores, Keys: []string{"a", "b", "c", "d"}, Clients: 6, Ops: 60, Timeout: 10 * time.Second, Pause: 60 * time.Millisecond, Seed: seed + uint64(round)}
+		// The pauses make it last for some kills, however fast the store is.
+		w := linear.Workload{Stores: stores, Keys: []string{"a", "b", "c", "d"}, Clients: 6, Ops: 60, Timeout: 10 * time.Second, Pause: 300 * time.Millisecond, Seed: seed + uint64(round)}
 		done := make(chan struct{})
 		go func() { w.Run(t.Context(), r); close(done) }()
 		time.Sleep(time.Duration(rng.IntN(500)) * time.Millisecond)
-		if round%2 == 0 {
-			victim := c.all[rng.IntN(len(c.all))]
-			victim.kill() // a quick restart: shorter than a lease
-			startAll([]*process{victim})
-		} else {
+		if round%2 == 1 {
 			zone := "zone:" + string(rune('a'+rng.IntN(3)))
 			c.network(netsim.Rule{From: zone, To: "!" + zone, BlackHole: rng.IntN(2) == 0, Latency: netsim.Duration(20 * time.Millisecond)})
 			c.network()
 		}
+		dead := killed{}
+		dead.leaders(c, rng, done)
 		<-done
 		all, unanswered := r.Counts()
-		t.Logf("round %d: %d operations, %d of them without an answer", round, all, unanswered)
-		if err := r.Check(2 * time.Minute); errors.Is(err, linear.ErrUndecided) {
+		t.Logf("round %d: %d operations, %d of them without an answer; killed leaders %v", round, all, unanswered, dead)
+		for role, n := range dead {
+			total[role] += n
+		}
+		if err := r.Check(2 * time.Minute); err == nil {
+			verdicts++
+		} else if errors.Is(err, linear.ErrUndecided) {
 			t.Log(err) // says nothing of the store
-		} else if err != nil {
+		} else {
 			t.Fatal(err)
 		}
+	}
+	if total["range"] == 0 || total["system"] == 0 || verdicts == 0 {
+		t.Errorf("killed leaders %v, verdicts on %d histories: nothing was proven", total, verdicts)
 	}
 }
