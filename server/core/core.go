@@ -250,6 +250,7 @@ func (c *Core) tuning() (Tuning, error) {
 }
 
 // placed are the classes that placement groups are made for: of those that objects can be put in, one of each target.
+// So there are four times two schemes (large and small data), and at most 512 groups however many drives there are.
 func placed() (out []storage.StorageClass) {
 	for _, class := range planned {
 		if placement.SameTarget(class) == class {
