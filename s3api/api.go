@@ -45,6 +45,8 @@ type Backend interface {
 	PutBucketVersioning(ctx context.Context, acct objects.Account, name string, enabled bool) error
 	// PutBucketLock sets the default retention (cfg.Enabled is not looked at). InvalidState unless versioning is enabled.
 	PutBucketLock(ctx context.Context, acct objects.Account, name string, cfg objects.LockConfig) error
+	// PutBucketLifecycle replaces the bucket's lifecycle rules, which are valid; nil: none.
+	PutBucketLifecycle(ctx context.Context, acct objects.Account, bucket string, cfg *metapb.LifecycleConfig) error
 	PutBucketTags(ctx context.Context, acct objects.Account, name string, tags []*metapb.KV) error                         // nil: none
 	PutBucketPublicAccessBlock(ctx context.Context, acct objects.Account, name string, p *objects.PublicAccessBlock) error // nil: none
 	// PutBucketOwnershipControls sets whether the bucket has the ownership controls that describe it: BucketOwnerEnforced.
@@ -67,6 +69,8 @@ type Backend interface {
 	// PutRetention: AccessDenied where what is there forbids it; InvalidRequest on a bucket without object lock.
 	PutRetention(ctx context.Context, acct objects.Account, v objects.VersionRef, r objects.Retention, bypass bool) (versionID string, err error)
 	PutLegalHold(ctx context.Context, acct objects.Account, v objects.VersionRef, on bool) (versionID string, err error)
+	// RestoreObject: ArchivedError if the version is not archived; RestoreInProgress if one is under way that r does not make faster.
+	RestoreObject(ctx context.Context, acct objects.Account, v objects.VersionRef, r objects.RestoreRequest) (objects.RestoreResult, error)
 
 	CreateUpload(ctx context.Context, acct objects.Account, in *objects.CreateUploadInput) (objects.Upload, error)
 	UploadPart(ctx context.Context, acct objects.Account, in *objects.UploadPartInput) (*objects.PutOutput, error)
@@ -100,9 +104,9 @@ type Config struct {
 	// AccountExists reports whether there is an account of the id, for grants; nil: none but who asks is known. Called concurrently.
 	AccountExists func(id string) bool
 	Now           func() time.Time // for signatures; default time.Now
-	// Expiry tells when which rule of the bucket's lifecycle configuration, which there is, will remove a current version, for
-	// x-amz-expiration; nil: no answer has it. Called concurrently; must be cheap.
-	Expiry func(b objects.Bucket, o *objects.Object) (at time.Time, ruleID string, ok bool)
+	// Expiry tells when which of the bucket's lifecycle rules will remove a current version, for x-amz-expiration; nil: no answer
+	// has it. Called concurrently, and only where there are rules; must be cheap.
+	Expiry func(rules *metapb.LifecycleConfig, o *objects.Object) (at time.Time, ruleID string, ok bool)
 
 	RequestsMax int           // requests at once, past it 503 SlowDown; default 1024
 	XMLBytesMax int64         // bytes of XML bodies held at once by all requests; default 64 MiB

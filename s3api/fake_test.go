@@ -53,6 +53,7 @@ type fakeObject struct {
 	modified time.Time
 	parts    []int
 	detail   []objects.Part // of the parts
+	restore  *metapb.Restore
 }
 
 type fakeUpload struct {
@@ -234,7 +235,7 @@ func (f *fake) store(b *fakeBucket, key storage.Key, o *fakeObject, attrs *metap
 		o.attrs.LockMode, o.attrs.LockUntilMs = b.Lock.Mode, f.now.AddDate(int(b.Lock.Years), 0, int(b.Lock.Days)).UnixMilli()
 	}
 	f.push(b, string(key), o)
-	return &objects.PutOutput{ETag: o.etag, VersionID: b.shown(o), Checksums: o.sums, Modified: o.modified, Size: int64(len(o.data)), Attributes: o.attrs}
+	return &objects.PutOutput{ETag: o.etag, VersionID: b.shown(o), Checksums: o.sums, Modified: o.modified, Size: int64(len(o.data)), Attributes: o.attrs, Lifecycle: b.Lifecycle}
 }
 
 func (f *fake) find(acct objects.Account, in *objects.GetInput) (*objects.Object, *fakeObject, error) {
@@ -249,6 +250,8 @@ func (f *fake) find(acct objects.Account, in *objects.GetInput) (*objects.Object
 	out := b.object(string(in.Key), o)
 	if out.VersionID = b.shown(o); in.VersionID != "" {
 		out.VersionID = o.id
+	} else {
+		out.Lifecycle = b.Lifecycle
 	}
 	if out.NotModified, err = o.check(in.Conditions); err != nil || out.NotModified {
 		return out, o, err
@@ -287,13 +290,22 @@ func (f *fake) find(acct objects.Account, in *objects.GetInput) (*objects.Object
 }
 
 func (b *fakeBucket) object(key string, o *fakeObject) *objects.Object {
-	return &objects.Object{Key: storage.Key(key), Size: int64(len(o.data)), ETag: o.etag, Modified: o.modified, Attributes: o.attrs, Checksums: o.sums, Owner: b.Owner, Parts: len(o.parts)}
+	return &objects.Object{Key: storage.Key(key), Size: int64(len(o.data)), ETag: o.etag, Modified: o.modified, Attributes: o.attrs, Checksums: o.sums, Owner: b.Owner, Parts: len(o.parts), Restore: o.restore}
+}
+
+// read is find for who wants the bytes.
+func (f *fake) read(acct objects.Account, in *objects.GetInput) (*objects.Object, *fakeObject, error) {
+	out, o, err := f.find(acct, in)
+	if err == nil && !out.NotModified && o.archived() && !o.readable(f.now) {
+		err = o.refuse()
+	}
+	return out, o, err
 }
 
 func (f *fake) GetObject(_ context.Context, acct objects.Account, in *objects.GetInput) (*objects.Object, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	out, o, err := f.find(acct, in)
+	out, o, err := f.read(acct, in)
 	if err != nil {
 		return nil, err
 	}
@@ -351,7 +363,7 @@ func (f *fake) DeleteObjects(_ context.Context, acct objects.Account, bucket str
 func (f *fake) CopyObject(_ context.Context, acct objects.Account, in *objects.CopyInput) (*objects.PutOutput, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	o, src, err := f.find(acct, &objects.GetInput{Bucket: in.SourceBucket, Key: in.SourceKey, VersionID: in.SourceVersionID, Conditions: in.SourceConditions})
+	o, src, err := f.read(acct, &objects.GetInput{Bucket: in.SourceBucket, Key: in.SourceKey, VersionID: in.SourceVersionID, Conditions: in.SourceConditions})
 	if err == nil && o.NotModified {
 		err = errs.New(errs.PreconditionFailed, "fake", "", "")
 	}
@@ -366,7 +378,7 @@ func (f *fake) CopyObject(_ context.Context, acct objects.Account, in *objects.C
 		return nil, err
 	}
 	dup := *src
-	dup.parts, dup.detail = nil, nil
+	dup.parts, dup.detail, dup.restore = nil, nil, nil
 	attrs := in.Attributes.CloneVT()
 	if attrs == nil {
 		attrs = src.attrs.CloneVT()
@@ -478,7 +490,7 @@ func (f *fake) UploadPartCopy(_ context.Context, acct objects.Account, in *objec
 	if err != nil {
 		return nil, err
 	}
-	o, src, err := f.find(acct, &objects.GetInput{Bucket: in.SourceBucket, Key: in.SourceKey, VersionID: in.SourceVersionID, Conditions: in.SourceConditions, Range: in.SourceRange})
+	o, src, err := f.read(acct, &objects.GetInput{Bucket: in.SourceBucket, Key: in.SourceKey, VersionID: in.SourceVersionID, Conditions: in.SourceConditions, Range: in.SourceRange})
 	if err != nil {
 		return nil, err
 	}

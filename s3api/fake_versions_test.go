@@ -5,6 +5,7 @@ import (
 	"context"
 	"slices"
 	"strings"
+	"time"
 
 	"cairn/proto/metapb"
 	"cairn/s3api/objects"
@@ -294,4 +295,45 @@ func (f *fake) PutRetention(_ context.Context, acct objects.Account, v objects.V
 
 func (f *fake) PutLegalHold(_ context.Context, acct objects.Account, v objects.VersionRef, on bool) (string, error) {
 	return f.change(acct, v, true, func(a *metapb.Attributes) error { a.LegalHold = on; return nil })
+}
+
+func (o *fakeObject) archived() bool {
+	c := o.attrs.GetStorageClass()
+	return c == "GLACIER" || c == "DEEP_ARCHIVE"
+}
+
+func (o *fakeObject) readable(now time.Time) bool {
+	return o.restore != nil && now.UnixMilli() >= o.restore.ReadyMs && now.UnixMilli() < o.restore.ExpiresMs
+}
+
+func (o *fakeObject) refuse() error {
+	return &objects.ArchivedError{Class: storage.StorageClass(o.attrs.GetStorageClass()), Err: errs.New(errs.InvalidObjectState, "fake", "", "")}
+}
+
+// RestoreObject makes a version readable in an hour of the fake's time.
+func (f *fake) RestoreObject(_ context.Context, acct objects.Account, v objects.VersionRef, r objects.RestoreRequest) (res objects.RestoreResult, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	b, err := f.bucket(acct, v.Bucket)
+	if err != nil {
+		return res, err
+	}
+	o, err := b.version(v.Key, v.VersionID)
+	switch {
+	case err != nil:
+		return res, err
+	case !o.archived():
+		return res, o.refuse()
+	case o.attrs.StorageClass == "DEEP_ARCHIVE" && r.Tier == "Expedited":
+		return res, errs.New(errs.InvalidArgument, "fake", "", "Retrieval option is not supported by this storage class")
+	case o.restore != nil && o.restore.ReadyMs > f.now.UnixMilli() && (r.Tier != "Expedited" || o.restore.Tier == r.Tier):
+		return res, errs.New(errs.RestoreInProgress, "fake", "", "for the operator")
+	}
+	res.VersionID = b.shown(o)
+	ready := f.now.Add(time.Hour).UnixMilli()
+	if res.AlreadyRestored = o.readable(f.now); res.AlreadyRestored {
+		ready = o.restore.ReadyMs
+	}
+	o.restore = &metapb.Restore{RequestedMs: f.now.UnixMilli(), ReadyMs: ready, ExpiresMs: f.now.AddDate(0, 0, r.Days+1).Truncate(24 * time.Hour).UnixMilli(), Tier: r.Tier}
+	return res, nil
 }

@@ -53,7 +53,7 @@ func (q *request) checkHeader(name, value string) error {
 		return s3err.New(s3err.InvalidArgument, "The header "+strings.ToLower(name)+" has a meaning only for a copy, with x-amz-copy-source as a header.",
 			s3err.Field{Name: "ArgumentName", Value: strings.ToLower(name)}, s3err.Field{Name: "ArgumentValue", Value: clip(value)})
 	case "X-Amz-Request-Payer", "X-Amz-Mfa", "X-Amz-Bypass-Governance-Retention", "X-Amz-Optional-Object-Attributes":
-		return nil // acted on where it belongs (bypass), or without effect where requester pays, MFA delete and restores can't be configured
+		return nil // acted on where it belongs (bypass, listings), or without effect where requester pays and MFA delete can't be configured
 	case "X-Amz-Expected-Bucket-Owner", "X-Amz-Source-Expected-Bucket-Owner":
 		// Only a bucket's owner gets at it, so the expected owner must be who asks.
 		if value != q.acct.ID {
@@ -239,7 +239,7 @@ func (q *request) storageClass() (string, error) {
 	switch c := storage.StorageClass(v[0]); {
 	case c == storage.Standard, c == storage.ReducedRedundancy: // there is none less safe: it is stored, and shown, as STANDARD
 		return "", nil
-	case storedAtOnce(c):
+	case storable(c):
 		return v[0], nil
 	case knownClass(c):
 		return "", s3err.New(s3err.NotImplemented, "The storage class "+v[0]+" is not implemented.", s3err.Field{Name: "StorageClassRequested", Value: v[0]})
@@ -247,15 +247,19 @@ func (q *request) storageClass() (string, error) {
 	return "", s3err.New(s3err.InvalidStorageClass, "", s3err.Field{Name: "StorageClassRequested", Value: clip(v[0])})
 }
 
-// storedAtOnce reports whether objects can be written to a class, beside STANDARD, and read as they lie there.
-func storedAtOnce(c storage.StorageClass) bool {
-	return c == storage.StandardIA || c == storage.OnezoneIA || c == storage.GlacierIR
+// storable reports whether objects can be written to a class, beside STANDARD.
+func storable(c storage.StorageClass) bool {
+	switch c {
+	case storage.StandardIA, storage.OnezoneIA, storage.GlacierIR, storage.Glacier, storage.DeepArchive:
+		return true
+	}
+	return false
 }
 
 // knownClass reports whether S3 has such a class and cairn has not.
 func knownClass(c storage.StorageClass) bool {
 	switch c {
-	case storage.IntelligentTiering, storage.Glacier, storage.DeepArchive, "OUTPOSTS", "SNOW", "EXPRESS_ONEZONE", "FSX_OPENZFS", "FSX_ONTAP",
+	case storage.IntelligentTiering, "OUTPOSTS", "SNOW", "EXPRESS_ONEZONE", "FSX_OPENZFS", "FSX_ONTAP",
 		"AWS_BACKUP_WARM", "AWS_BACKUP_LOW_COST_WARM":
 		return true
 	}

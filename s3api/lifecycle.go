@@ -1,8 +1,6 @@
 package s3api
 
 import (
-	"context"
-	"net/http"
 	"time"
 
 	"cairn/proto/metapb"
@@ -10,12 +8,6 @@ import (
 	"cairn/s3api/s3err"
 	"cairn/s3api/s3xml"
 )
-
-// LifecycleBackend is what a Backend does for lifecycle configurations. One that does not is told by their refusal.
-type LifecycleBackend interface {
-	// PutBucketLifecycle replaces the bucket's configuration, which is valid; nil: none.
-	PutBucketLifecycle(ctx context.Context, acct objects.Account, bucket string, cfg *metapb.LifecycleConfig) error
-}
 
 // minimumSizeHeader says below which size objects stay where they are, if a rule's filter says nothing about sizes.
 const minimumSizeHeader = "X-Amz-Transition-Default-Minimum-Object-Size"
@@ -31,14 +23,6 @@ func (q *request) setMinimumSize(cfg *metapb.LifecycleConfig) {
 		v = minimumSizeVaries
 	}
 	q.set("x-amz-transition-default-minimum-object-size", v)
-}
-
-func (q *request) putLifecycle(cfg *metapb.LifecycleConfig) error {
-	b, ok := q.h.backend.(LifecycleBackend)
-	if !ok {
-		return s3err.New(s3err.NotImplemented, "The operation "+q.op.name+" is not implemented.", s3err.Field{Name: "Operation", Value: q.op.name})
-	}
-	return b.PutBucketLifecycle(q.r.Context(), q.acct, q.bucket, cfg)
 }
 
 func putBucketLifecycle(q *request) (*response, error) {
@@ -57,7 +41,7 @@ func putBucketLifecycle(q *request) (*response, error) {
 	if cfg.Rules, err = lifecycleRules(doc); err != nil {
 		return nil, err
 	}
-	if err := q.putLifecycle(cfg); err != nil {
+	if err := q.h.backend.PutBucketLifecycle(q.r.Context(), q.acct, q.bucket, cfg); err != nil {
 		return nil, err
 	}
 	q.setMinimumSize(cfg)
@@ -65,7 +49,7 @@ func putBucketLifecycle(q *request) (*response, error) {
 }
 
 func deleteBucketLifecycle(q *request) (*response, error) {
-	return q.noContent(q.putLifecycle(nil))
+	return q.noContent(q.h.backend.PutBucketLifecycle(q.r.Context(), q.acct, q.bucket, nil))
 }
 
 func getBucketLifecycle(q *request) (*response, error) {
@@ -176,33 +160,24 @@ func writeNoncurrent(w *s3xml.Writer, days, newer uint32) {
 	}
 }
 
-// expiryWait is how long an answer waits for the bucket's configuration, which is at hand but while this node is cut off.
-const expiryWait = 250 * time.Millisecond
-
-// setExpiration tells when a lifecycle rule will remove the current version o, if one will. That it can't be found out just
-// now is no reason to fail a request that is done otherwise.
+// setExpiration tells when a lifecycle rule will remove the current version o, if one will.
 func (q *request) setExpiration(o *objects.Object) {
-	if q.h.cfg.Expiry == nil {
+	if o.Lifecycle == nil || q.h.cfg.Expiry == nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(q.r.Context(), expiryWait)
-	defer cancel()
-	b, err := q.h.backend.HeadBucket(ctx, q.acct, q.bucket)
-	if err != nil || b.Lifecycle == nil {
-		return
-	}
-	if at, id, ok := q.h.cfg.Expiry(b, o); ok {
-		q.set("x-amz-expiration", `expiry-date="`+at.UTC().Format(http.TimeFormat)+`", rule-id="`+headerRuleID(id)+`"`)
+	if at, id, ok := q.h.cfg.Expiry(o.Lifecycle, o); ok {
+		q.set("x-amz-expiration", `expiry-date="`+httpTime(at)+`", rule-id="`+headerRuleID(id)+`"`)
 	}
 }
 
 // setWriteExpiration is setExpiration for what a write made.
 func (q *request) setWriteExpiration(out *objects.PutOutput) {
-	if out.Attributes == nil {
+	if out.Lifecycle == nil || out.Attributes == nil {
 		return
 	}
 	q.setExpiration(&objects.Object{
 		Key: q.key, Size: out.Size, ETag: out.ETag, VersionID: out.VersionID, Modified: out.Modified, Attributes: out.Attributes, Checksums: out.Checksums,
+		Lifecycle: out.Lifecycle,
 	})
 }
 

@@ -10,6 +10,7 @@ import (
 	"unicode/utf16"
 
 	"cairn/proto/metapb"
+	"cairn/s3api/lifecycle"
 	"cairn/s3api/s3err"
 	"cairn/s3api/s3xml"
 	"cairn/storage"
@@ -61,7 +62,7 @@ func lifecycleRules(doc []byte) ([]*metapb.LifecycleRule, error) {
 	}
 	for _, rule := range rules {
 		for _, t := range slices.Concat(rule.Transitions, rule.NoncurrentTransitions) {
-			if !storedAtOnce(storage.StorageClass(t.StorageClass)) {
+			if !storable(storage.StorageClass(t.StorageClass)) {
 				return nil, s3err.New(s3err.NotImplemented, "Lifecycle transitions to the storage class "+t.StorageClass+" are not implemented.",
 					s3err.Field{Name: "StorageClassRequested", Value: t.StorageClass})
 			}
@@ -253,10 +254,10 @@ func transitionOrder(ts []*metapb.LifecycleTransition, f *metapb.LifecycleFilter
 				return badRule("'StorageClass' must be different for '%s' actions in same 'Rule' with %s", action, describeFilter(f))
 			}
 			from, to := a, b
-			if !mayMove(a.StorageClass, b.StorageClass) {
+			if !lifecycle.MayMove(storage.StorageClass(a.StorageClass), storage.StorageClass(b.StorageClass)) {
 				from, to = b, a
 			}
-			if !mayMove(from.StorageClass, to.StorageClass) {
+			if !lifecycle.MayMove(storage.StorageClass(from.StorageClass), storage.StorageClass(to.StorageClass)) {
 				return badRuleArgument("No '%s' leads from StorageClass '%s' to StorageClass '%s' or back: they cannot stand in one rule", action, a.StorageClass, b.StorageClass)
 			}
 			least, phrase := int64(1), "greater than"
@@ -350,20 +351,4 @@ func transitionClasses() []storage.StorageClass {
 
 func infrequent(c storage.StorageClass) bool {
 	return c == storage.StandardIA || c == storage.OnezoneIA
-}
-
-// mayMove reports whether S3 moves objects from one class to the other.
-func mayMove(from, to string) bool {
-	var onward []storage.StorageClass
-	switch storage.StorageClass(from) {
-	case storage.StandardIA:
-		onward = []storage.StorageClass{storage.IntelligentTiering, storage.OnezoneIA, storage.GlacierIR, storage.Glacier, storage.DeepArchive}
-	case storage.IntelligentTiering:
-		onward = []storage.StorageClass{storage.OnezoneIA, storage.GlacierIR, storage.Glacier, storage.DeepArchive}
-	case storage.OnezoneIA, storage.GlacierIR:
-		onward = []storage.StorageClass{storage.Glacier, storage.DeepArchive}
-	case storage.Glacier:
-		onward = []storage.StorageClass{storage.DeepArchive}
-	}
-	return slices.Contains(onward, storage.StorageClass(to))
 }

@@ -14,6 +14,7 @@ type listing struct {
 	prefix, delimiter string
 	max               int
 	url               bool // encoding-type=url
+	restores          bool // of objects: x-amz-optional-object-attributes wants them told
 }
 
 func (q *request) listing(maxName string) (l listing, err error) {
@@ -27,7 +28,12 @@ func (q *request) listing(maxName string) (l listing, err error) {
 		return l, s3err.New(s3err.InvalidArgument, "Invalid Encoding Method specified in Request",
 			s3err.Field{Name: "ArgumentName", Value: "encoding-type"}, s3err.Field{Name: "ArgumentValue", Value: clip(v)})
 	}
-	l.max, err = q.intParam(maxName, listMax, 0, listMax)
+	if l.max, err = q.intParam(maxName, listMax, 0, listMax); err != nil {
+		return l, err
+	}
+	if q.op.name != "ListMultipartUploads" {
+		l.restores, err = q.restoreListed()
+	}
 	return l, err
 }
 
@@ -93,7 +99,7 @@ func listObjectsV1(q *request) (*response, error) {
 		w.Name("NextMarker", out.Next)
 	}
 	for _, o := range out.Objects {
-		q.entry(o, true)
+		q.entry(o, true, l.restores)
 	}
 	q.commonPrefixes(out.CommonPrefixes)
 	w.Close("ListBucketResult")
@@ -140,7 +146,7 @@ func listObjectsV2(q *request) (*response, error) {
 	w.Int("MaxKeys", int64(l.max))
 	w.Bool("IsTruncated", out.Truncated)
 	for _, o := range out.Objects {
-		q.entry(o, fetchOwner)
+		q.entry(o, fetchOwner, l.restores)
 	}
 	q.commonPrefixes(out.CommonPrefixes)
 	w.Close("ListBucketResult")
@@ -148,16 +154,16 @@ func listObjectsV2(q *request) (*response, error) {
 }
 
 // entry writes one object of a listing.
-func (q *request) entry(o *objects.Object, owner bool) {
+func (q *request) entry(o *objects.Object, owner, restore bool) {
 	w := &q.out
 	w.Open("Contents")
 	w.Name("Key", string(o.Key))
-	q.entryFields(o, owner)
+	q.entryFields(o, owner, restore)
 	w.Close("Contents")
 }
 
 // entryFields writes what follows the key, and the version, of an object of a listing.
-func (q *request) entryFields(o *objects.Object, owner bool) {
+func (q *request) entryFields(o *objects.Object, owner, restore bool) {
 	w := &q.out
 	w.Time("LastModified", o.Modified)
 	w.ETag(o.ETag)
@@ -172,6 +178,9 @@ func (q *request) entryFields(o *objects.Object, owner bool) {
 		q.owner("Owner", o.Owner)
 	}
 	w.Raw("StorageClass", classOf(o.Attributes.GetStorageClass()))
+	if restore {
+		q.writeRestore(o)
+	}
 }
 
 func classOf(c string) string {

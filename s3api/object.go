@@ -187,6 +187,7 @@ func (q *request) objectHeaders(o *objects.Object, in *objects.GetInput) (int, e
 		q.set("x-amz-tagging-count", strconv.Itoa(n))
 	}
 	q.lockHeaders(o.Attributes)
+	q.setRestore(o)
 	if in.VersionID == "" { // S3 tells it of no version that is asked for by its id
 		q.setExpiration(o)
 	}

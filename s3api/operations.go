@@ -159,7 +159,7 @@ func operations() []operation {
 		{name: "PutObjectRetention", method: put, scope: object, sub: "retention", handle: putObjectRetention},
 		{name: "PutObjectTagging", method: put, scope: object, sub: "tagging", handle: putObjectTagging},
 		{name: "RenameObject", method: put, scope: object, sub: "renameObject"},
-		{name: "RestoreObject", method: post, scope: object, sub: "restore"},
+		{name: "RestoreObject", method: post, scope: object, sub: "restore", handle: restoreObject},
 		{name: "SelectObjectContent", method: post, scope: object, sub: "select"},
 		{name: "UpdateObjectEncryption", method: put, scope: object, sub: "encryption"},
 		{name: "UploadPart", method: put, scope: object, sub: "uploadId", handle: uploadPart},

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"cairn/s3api/objects"
 	"cairn/s3api/s3err"
 	"cairn/s3api/sigv4"
 	"cairn/storage/errs"
@@ -330,6 +331,11 @@ func (q *request) describe(err error) *s3err.Error {
 		add("RangeRequested", q.hdr("Range"))
 	case s3err.MethodNotAllowed:
 		add("Method", q.r.Method)
+	case s3err.InvalidObjectState:
+		var a *objects.ArchivedError
+		if errors.As(err, &a) {
+			add("StorageClass", classOf(string(a.Class)))
+		}
 	}
 	return &e
 }

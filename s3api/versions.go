@@ -172,7 +172,7 @@ func listVersions(q *request) (*response, error) {
 		}
 	}
 	for i := range out.Versions {
-		q.versionEntry(&out.Versions[i])
+		q.versionEntry(&out.Versions[i], l.restores)
 	}
 	q.commonPrefixes(out.CommonPrefixes)
 	w.Close("ListVersionsResult")
@@ -180,7 +180,7 @@ func listVersions(q *request) (*response, error) {
 }
 
 // versionEntry writes one version or delete marker of a listing.
-func (q *request) versionEntry(v *objects.Version) {
+func (q *request) versionEntry(v *objects.Version, restore bool) {
 	tag := "Version"
 	if v.DeleteMarker {
 		tag = "DeleteMarker"
@@ -194,7 +194,7 @@ func (q *request) versionEntry(v *objects.Version) {
 		w.Time("LastModified", v.Modified)
 		q.owner("Owner", v.Owner)
 	} else {
-		q.entryFields(&v.Object, true)
+		q.entryFields(&v.Object, true, restore)
 	}
 	w.Close(tag)
 }

@@ -227,7 +227,11 @@ func (s *Store) configure(ctx context.Context, acct Account, name string, op *me
 	if op.Versioning == metapb.Versioning_VERSIONING_NEVER && op.Lock == nil && op.Lifecycle == nil {
 		return nil // ranges know nothing of the rest
 	}
-	return s.finishConfig(ctx, res.Bucket)
+	if err := s.finishConfig(ctx, res.Bucket); err != nil {
+		return err
+	}
+	s.buckets.drop(name) // so that also the next write tells the new rules, which the command's answer leaves out
+	return nil
 }
 
 // finishConfig brings the configuration of an active bucket to its ranges. Their rows tell a later decision by its generation, so

@@ -27,13 +27,13 @@ func (s *Store) GetObject(ctx context.Context, acct Account, in *GetInput) (*Obj
 	var o *Object
 	err := s.withBucket(ctx, acct, in.Bucket, func(b Bucket) error {
 		var row *metapb.ObjectRow
+		var of *metapb.BucketRow
 		var segs []rangestate.Segment
 		err := s.viewOf(ctx, b, in.Key, func(v rangestate.Reader) (err error) {
-			var versioned bool
-			if row, versioned, err = s.findRow(v, b, in.Key, in.VersionID); err != nil {
+			if row, of, err = s.findRow(v, b, in.Key, in.VersionID); err != nil {
 				return err
 			}
-			o, err = resolve(v, b, in, row, versioned)
+			o, err = resolve(v, b, in, row, of)
 			if err != nil || o.NotModified {
 				return err
 			}
@@ -42,6 +42,9 @@ func (s *Store) GetObject(ctx context.Context, acct Account, in *GetInput) (*Obj
 		})
 		if err != nil {
 			return err
+		}
+		if in.VersionID == "" {
+			o.Lifecycle = s.rulesAt(ctx, b, of.Generation)
 		}
 		if !o.NotModified {
 			pin.Hold(storage.WriteID(row.WriteId)) // after the last try of the read
@@ -63,14 +66,19 @@ func (s *Store) GetObject(ctx context.Context, acct Account, in *GetInput) (*Obj
 // HeadObject answers a version's metadata.
 func (s *Store) HeadObject(ctx context.Context, acct Account, in *GetInput) (o *Object, err error) {
 	err = s.withBucket(ctx, acct, in.Bucket, func(b Bucket) error {
-		return s.viewOf(ctx, b, in.Key, func(v rangestate.Reader) error {
-			row, versioned, err := s.findRow(v, b, in.Key, in.VersionID)
-			if err != nil {
+		var of *metapb.BucketRow
+		err := s.viewOf(ctx, b, in.Key, func(v rangestate.Reader) (err error) {
+			var row *metapb.ObjectRow
+			if row, of, err = s.findRow(v, b, in.Key, in.VersionID); err != nil {
 				return err
 			}
-			o, err = resolve(v, b, in, row, versioned)
+			o, err = resolve(v, b, in, row, of)
 			return err
 		})
+		if err == nil && in.VersionID == "" {
+			o.Lifecycle = s.rulesAt(ctx, b, of.Generation)
+		}
+		return err
 	})
 	if err != nil {
 		return nil, err
@@ -78,14 +86,14 @@ func (s *Store) HeadObject(ctx context.Context, acct Account, in *GetInput) (o *
 	return o, nil
 }
 
-// findRow finds the version asked for and whether version ids are shown; a *DeleteMarkerError if it is a marker. The bucket's
+// findRow finds the version asked for and the bucket's row; a *DeleteMarkerError if it is a marker. The bucket's
 // row comes with the object's, so it is asked for second.
-func (s *Store) findRow(v rangestate.Reader, b Bucket, key storage.Key, version string) (*metapb.ObjectRow, bool, error) {
+func (s *Store) findRow(v rangestate.Reader, b Bucket, key storage.Key, version string) (*metapb.ObjectRow, *metapb.BucketRow, error) {
 	var id *storage.VersionID
 	if version != "" {
 		parsed, err := parseVersion(version)
 		if err != nil {
-			return nil, false, err
+			return nil, nil, err
 		}
 		id = &parsed
 	}
@@ -94,18 +102,18 @@ func (s *Store) findRow(v rangestate.Reader, b Bucket, key storage.Key, version 
 		err = &DeleteMarkerError{VersionID: objectFromRow(key, row, true).VersionID, Modified: msTime(row.ModifiedMs), Err: err}
 	}
 	if err != nil {
-		return nil, false, err
+		return nil, nil, err
 	}
 	bucket, err := v.Bucket(b.ID)
 	if err != nil {
-		return nil, false, err
+		return nil, nil, err
 	}
-	return row, bucket.Versioning != metapb.Versioning_VERSIONING_NEVER, nil
+	return row, bucket, nil
 }
 
-// resolve turns a row into what was asked of it: conditions, range, part.
-func resolve(v rangestate.Reader, b Bucket, in *GetInput, row *metapb.ObjectRow, versioned bool) (*Object, error) {
-	o := objectFromRow(in.Key, row, versioned)
+// resolve turns a row of a bucket into what was asked of it: conditions, range, part.
+func resolve(v rangestate.Reader, b Bucket, in *GetInput, row *metapb.ObjectRow, of *metapb.BucketRow) (*Object, error) {
+	o := objectFromRow(in.Key, row, of.Versioning != metapb.Versioning_VERSIONING_NEVER) // else version ids are not shown
 	notModified, err := checkRead(in.Conditions, row)
 	if err != nil {
 		return nil, err
@@ -193,6 +201,7 @@ func objectFromRow(key storage.Key, row *metapb.ObjectRow, versioned bool) *Obje
 	o := &Object{
 		Key: key, Size: int64(row.Size), ETag: row.Etag, DeleteMarker: row.DeleteMarker, Modified: msTime(row.ModifiedMs),
 		Attributes: row.Attributes, Checksums: row.Checksums, Owner: row.Owner, Parts: int(row.GetData().GetParts()),
+		Restore: row.Restore,
 	}
 	if versioned {
 		o.VersionID = "null"

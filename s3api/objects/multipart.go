@@ -214,7 +214,10 @@ func (s *Store) CompleteUpload(ctx context.Context, acct Account, in *CompleteIn
 			if err != nil {
 				return err
 			}
-			out = &PutOutput{ETag: res.Etag, VersionID: resultVersion(res), Checksums: res.Checksums, Modified: msTime(res.TimeMs), Size: int64(res.Size), Attributes: up.GetAttributes()}
+			out = &PutOutput{
+				ETag: res.Etag, VersionID: resultVersion(res), Checksums: res.Checksums, Modified: msTime(res.TimeMs), Size: int64(res.Size),
+				Attributes: up.GetAttributes(), Lifecycle: s.rulesOfWrite(ctx, b),
+			}
 			return nil
 		}
 	})

@@ -213,7 +213,9 @@ func (s *Store) commitPut(ctx context.Context, b Bucket, owner storage.Owner, ac
 	if err != nil {
 		return nil, err
 	}
-	return &PutOutput{ETag: st.etag, VersionID: resultVersion(res), Checksums: sums, Modified: msTime(res.TimeMs), Size: st.size, Attributes: attrs}, nil
+	return &PutOutput{
+		ETag: st.etag, VersionID: resultVersion(res), Checksums: sums, Modified: msTime(res.TimeMs), Size: st.size, Attributes: attrs, Lifecycle: s.rulesOfWrite(ctx, b),
+	}, nil
 }
 
 // resultVersion is the version id to show for a result: "" on a bucket that never was versioned.

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"cairn/cluster/metaclient"
 	"cairn/cluster/rangestate"
@@ -53,27 +54,56 @@ func New(cfg Config) *Store {
 func (s *Store) Close() { s.md5s.Close() }
 
 // bucketCache remembers buckets by name. An entry may be stale: the range's
-// bucket row decides, and a refusal there drops the entry (design rule 8). Of its configuration nothing here goes by the entry.
+// bucket row decides, and a refusal there drops the entry (design rule 8). Of its configuration nothing here goes by the entry
+// but what is told of the lifecycle rules: see rulesAt.
 type bucketCache struct {
 	mu  sync.RWMutex
-	m   map[string]Bucket
+	m   map[string]cachedBucket
 	max int
+}
+
+type cachedBucket struct {
+	Bucket
+	read time.Time // when it was looked up, or when somebody began to do so again
 }
 
 func (c *bucketCache) get(name string) (Bucket, bool) {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
 	b, ok := c.m[name]
-	return b, ok
+	return b.Bucket, ok
 }
 
+// put remembers the bucket, unless what is remembered of it is newer.
 func (c *bucketCache) put(b Bucket) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.m == nil || len(c.m) >= c.max {
-		c.m = make(map[string]Bucket) // forgetting all is simple, rare and cheap: an entry costs one read
+	if have, ok := c.m[b.Name]; ok && have.ID == b.ID && have.Generation > b.Generation {
+		return
 	}
-	c.m[b.Name] = b
+	if c.m == nil || len(c.m) >= c.max {
+		c.m = make(map[string]cachedBucket) // forgetting all is simple, rare and cheap: an entry costs one read
+	}
+	c.m[b.Name] = cachedBucket{b, time.Now()}
+}
+
+// old reports whether the entry of that name was looked up longer ago than that; only the first who asks learns it.
+func (c *bucketCache) old(name string, age time.Duration) bool {
+	now := time.Now()
+	c.mu.RLock()
+	b, ok := c.m[name]
+	c.mu.RUnlock()
+	if !ok || now.Sub(b.read) < age {
+		return false
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if b, ok = c.m[name]; !ok || now.Sub(b.read) < age {
+		return false
+	}
+	b.read = now
+	c.m[name] = b
+	return true
 }
 
 func (c *bucketCache) drop(name string) {
@@ -152,6 +182,43 @@ func (s *Store) withBucket(ctx context.Context, acct Account, name string, fn fu
 		s.buckets.drop(name)
 	}
 	return err
+}
+
+const (
+	// rulesWait is how long an answer waits for lifecycle rules, which are at hand but while this node is cut off.
+	rulesWait = 250 * time.Millisecond
+	// rulesAge is how old rules may be that a write's answer goes by: its range does not tell how many decisions it knows.
+	rulesAge = time.Minute
+)
+
+// rulesAt answers the lifecycle rules of a bucket whose range knows so many decisions on it; nil if there are none, or if that
+// can't be found out just now: they are only told of, and nothing fails for want of them. What withBucket gave
+// is right, and costs nothing, unless there was a decision since.
+func (s *Store) rulesAt(ctx context.Context, b Bucket, generation uint64) *metapb.LifecycleConfig {
+	if b.Generation >= generation {
+		return b.Lifecycle
+	}
+	return s.rulesNow(ctx, b)
+}
+
+// rulesOfWrite answers the lifecycle rules of a bucket that was written to, with those of another gateway at most rulesAge late.
+func (s *Store) rulesOfWrite(ctx context.Context, b Bucket) *metapb.LifecycleConfig {
+	if !s.buckets.old(b.Name, rulesAge) {
+		return b.Lifecycle
+	}
+	return s.rulesNow(ctx, b)
+}
+
+// rulesNow looks the bucket up afresh.
+func (s *Store) rulesNow(ctx context.Context, b Bucket) *metapb.LifecycleConfig {
+	ctx, cancel := context.WithTimeout(ctx, rulesWait)
+	defer cancel()
+	now, err := s.lookupBucket(ctx, b.Name)
+	if err != nil || now.ID != b.ID {
+		return nil
+	}
+	s.buckets.put(now)
+	return now.Lifecycle
 }
 
 // viewOf reads the range of a key, see metaclient.Client.Read.

@@ -82,6 +82,28 @@ type DeleteMarkerError struct {
 func (e *DeleteMarkerError) Error() string { return e.Err.Error() }
 func (e *DeleteMarkerError) Unwrap() error { return e.Err }
 
+// ArchivedError answers whatever wants the bytes of an archived version that can't be read now, and a restore of a version that
+// is not archived. It wraps an error of kind InvalidObjectState.
+type ArchivedError struct {
+	Class storage.StorageClass // of the version
+	Err   error
+}
+
+func (e *ArchivedError) Error() string { return e.Err.Error() }
+func (e *ArchivedError) Unwrap() error { return e.Err }
+
+// RestoreRequest asks for an archived version to be readable.
+type RestoreRequest struct {
+	Days int    // from the request on, to the next midnight UTC; at least 1
+	Tier string // Expedited, Standard or Bulk
+}
+
+// RestoreResult is what became of a RestoreRequest.
+type RestoreResult struct {
+	AlreadyRestored bool // it could be read already: only the end of that was set anew
+	VersionID       string
+}
+
 // Conditions are the If-* of a request. ETags come without quotes; "*" stands for any.
 type Conditions struct {
 	IfMatch           []string
@@ -142,6 +164,9 @@ type PutOutput struct {
 	Size      int64
 	// Attributes are the object's, read-only; nil where they are not known: of a part, and of a Complete that was repeated.
 	Attributes *metapb.Attributes
+	// Lifecycle are the bucket's rules, read-only; nil: none, or they are not known. Of a part they are not.
+	// Those that another gateway put may show a minute later.
+	Lifecycle *metapb.LifecycleConfig
 }
 
 // GetInput is a GetObject or HeadObject.
@@ -165,7 +190,9 @@ type Object struct {
 	Attributes   *metapb.Attributes // read-only
 	Checksums    []*metapb.Checksum // of the whole object
 	Owner        string
-	Parts        int // number of parts of a multipart object, else 0
+	Parts        int                     // number of parts of a multipart object, else 0
+	Restore      *metapb.Restore         // the last one asked for, if the version is archived; read-only
+	Lifecycle    *metapb.LifecycleConfig // the bucket's rules, if GetObject or HeadObject answered the current version; read-only
 	// PartChecksums are those of the part asked for, if the object has parts; of the algorithm of Checksums.
 	PartChecksums []*metapb.Checksum
 	Offset        int64 // first byte asked for

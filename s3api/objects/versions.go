@@ -63,11 +63,11 @@ func (s *Store) ObjectParts(ctx context.Context, acct Account, in *GetInput, aft
 	err = s.withBucket(ctx, acct, in.Bucket, func(b Bucket) error {
 		var rows []*metapb.PartRow
 		err := s.viewOf(ctx, b, in.Key, func(v rangestate.Reader) error {
-			row, versioned, err := s.findRow(v, b, in.Key, in.VersionID)
+			row, of, err := s.findRow(v, b, in.Key, in.VersionID)
 			if err != nil {
 				return err
 			}
-			if o, err = resolve(v, b, in, row, versioned); err != nil || o.NotModified {
+			if o, err = resolve(v, b, in, row, of); err != nil || o.NotModified {
 				return err
 			}
 			rows, more, err = v.ObjectParts(b.ID, in.Key, row, after, max)

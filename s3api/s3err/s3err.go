@@ -78,6 +78,7 @@ const (
 	ReplicationConfigurationNotFoundError
 	RequestTimeTooSkewed
 	RequestTimeout
+	RestoreAlreadyInProgress
 	ServerSideEncryptionConfigurationNotFoundError
 	ServiceUnavailable
 	SignatureDoesNotMatch
@@ -162,6 +163,7 @@ var table = [codes]info{
 	ReplicationConfigurationNotFoundError:   {"ReplicationConfigurationNotFoundError", 404, "The replication configuration was not found"},
 	RequestTimeTooSkewed:                    {"RequestTimeTooSkewed", 403, "The difference between the request time and the server's time is too large."},
 	RequestTimeout:                          {"RequestTimeout", 400, "Your socket connection to the server was not read from or written to within the timeout period."},
+	RestoreAlreadyInProgress:                {"RestoreAlreadyInProgress", 409, "Object restore is already in progress"},
 	ServerSideEncryptionConfigurationNotFoundError: {"ServerSideEncryptionConfigurationNotFoundError", 404, "The server side encryption configuration was not found"},
 	ServiceUnavailable:              {"ServiceUnavailable", 503, "The service is unable to handle the request at the moment. Please retry."},
 	SignatureDoesNotMatch:           {"SignatureDoesNotMatch", 403, "The request signature we calculated does not match the signature you provided. Check your key and signing method."},
@@ -298,6 +300,8 @@ func kindCode(k errs.Kind) (c Code, detail bool) {
 		return InvalidStorageClass, false
 	case errs.InvalidObjectState:
 		return InvalidObjectState, true
+	case errs.RestoreInProgress:
+		return RestoreAlreadyInProgress, false
 	case errs.InvalidState:
 		return InvalidBucketState, true
 	case errs.NotImplemented:

@@ -48,9 +48,9 @@ func TestKinds(t *testing.T) {
 		errs.StaleEpoch: "ServiceUnavailable 503", errs.Busy: "SlowDown 503", errs.Unavailable: "ServiceUnavailable 503",
 		errs.DriveFailed: "ServiceUnavailable 503", errs.DriveFull: "ServiceUnavailable 503", errs.NotFound: "InternalError 500",
 		errs.Gone: "InternalError 500", errs.Corrupt: "InternalError 500", errs.Foreign: "InternalError 500",
-		errs.Closed: "ServiceUnavailable 503", errs.Timeout: "ServiceUnavailable 503", errs.InvalidState: "InvalidBucketState 409",
+		errs.Closed: "ServiceUnavailable 503", errs.Timeout: "ServiceUnavailable 503", errs.InvalidState: "InvalidBucketState 409", errs.RestoreInProgress: "RestoreAlreadyInProgress 409",
 	}
-	last := errs.InvalidState
+	last := errs.RestoreInProgress
 	for k := errs.Kind(0); k <= last; k++ {
 		e := From(fmt.Errorf("outer: %w", errs.New(k, "op", "subject", "")))
 		if got := fmt.Sprintf("%s %d", e.Code, e.Code.Status()); got != want[k] {

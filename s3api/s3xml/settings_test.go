@@ -18,6 +18,10 @@ func parsers() map[string]func([]byte) (string, error) {
 		"AccessControlPolicy":     func(b []byte) (string, error) { v, err := ParseACL(b); return fmt.Sprint(v), err },
 		"OwnershipControls":       func(b []byte) (string, error) { return ParseOwnershipControls(b) },
 		"LifecycleConfiguration":  func(b []byte) (string, error) { v, err := ParseLifecycle(b); return lifecycleText(v), err },
+		"RestoreRequest": func(b []byte) (string, error) {
+			v, err := ParseRestore(b)
+			return fmt.Sprint(deref(v.Days), " ", v.Tier), err
+		},
 		"PublicAccessBlockConfiguration": func(b []byte) (string, error) {
 			v, says, err := ParsePublicAccessBlock(b)
 			return fmt.Sprint(v, says), err
@@ -53,6 +57,10 @@ func TestParseSettings(t *testing.T) {
 			"[ false - {- [{k }] - - false} [{-3 - X -} {- 2030-01-01 00:00:00 +0000 UTC Y -}] [{1 - Z 0}] - - -]"},
 		{"LifecycleConfiguration", "<Rule><Prefix/><Status>Enabled</Status><Expiration><ExpiredObjectDeleteMarker>false</ExpiredObjectDeleteMarker></Expiration><NoncurrentVersionExpiration><NoncurrentDays>-1</NoncurrentDays></NoncurrentVersionExpiration>" +
 			"<AbortIncompleteMultipartUpload><DaysAfterInitiation>7</DaysAfterInitiation></AbortIncompleteMultipartUpload></Rule>", "[ false  - [] [] {- - false} {-1 -} 7]"},
+		{"RestoreRequest", "", "- "},
+		{"RestoreRequest", "<Days> 3 </Days><GlacierJobParameters><Tier> Bulk</Tier></GlacierJobParameters>", "3 Bulk"},
+		{"RestoreRequest", "<Tier>Expedited</Tier><Description>why &amp; what</Description><Days>-1</Days>", "-1 Expedited"},
+		{"RestoreRequest", "<Tier>Standard</Tier><GlacierJobParameters><Tier>Standard</Tier></GlacierJobParameters>", "- Standard"},
 		{"LegalHold", "<Status>ON</Status>", "true"},
 		{"LegalHold", "<Status>OFF</Status>", "false"},
 		{"AccessControlPolicy", "<Owner><ID>me</ID></Owner><AccessControlList>" + grant + "</AccessControlList>", "{me [{me   FULL_CONTROL}]}"},
@@ -72,6 +80,8 @@ func TestParseSettings(t *testing.T) {
 		"LifecycleConfiguration": {"<Other/>", "<Rule/>", "<Rule><Filter/></Rule>", "<Rule><Status>Enabled</Status></Rule>", "<Rule><Filter/><Prefix/><Status>Enabled</Status></Rule>", "<Rule><Filter/><Status>on</Status></Rule>",
 			"<Rule><Filter><Prefix/><And/></Filter><Status>Enabled</Status></Rule>", "<Rule><Filter><And><Prefix/></And></Filter><Status>Enabled</Status></Rule>", "<Rule><Filter/><Status>Enabled</Status><Expiration/></Rule>",
 			"<Rule><Filter/><Status>Enabled</Status><Transition><Days>1</Days></Transition></Rule>", "<Rule><Filter/><Status>Enabled</Status>" + strings.Repeat("<Transition><Days>1</Days><StorageClass>X</StorageClass></Transition>", 21) + "</Rule>"},
+		"RestoreRequest": {"<Days/>", "<Days>x</Days>", "<Days>1.5</Days>", "<Days>2147483648</Days>", "<Days>1</Days><Days>1</Days>", "<Tier>bulk</Tier>", "<Tier/>", "<GlacierJobParameters/>", "<GlacierJobParameters><Other/></GlacierJobParameters>",
+			"<GlacierJobParameters><Tier>Bulk</Tier><Tier>Bulk</Tier></GlacierJobParameters>", "<Tier>Bulk</Tier><GlacierJobParameters><Tier>Standard</Tier></GlacierJobParameters>", "<Other/>", "<Description><b/></Description>"},
 		"LegalHold": {"", "<Status>on</Status>", "<Status/>", "<Other>ON</Other>", "<Status>ON</Status><Status>OFF</Status>"},
 		"AccessControlPolicy": {"<Other/>", "<AccessControlList><Other/></AccessControlList>", "<AccessControlList><Grant/></AccessControlList>", "<AccessControlList><Grant><Permission>ALL</Permission></Grant></AccessControlList>",
 			"<AccessControlList><Grant><Other/></Grant></AccessControlList>", "<Owner><Name>x</Name></Owner>", "<AccessControlList>" + strings.Repeat(grant, 1001) + "</AccessControlList>"},
@@ -97,6 +107,11 @@ func TestParseSettings(t *testing.T) {
 	var unsupported *Unsupported
 	if _, err := ParseVersioning([]byte("<VersioningConfiguration><MfaDelete>Enabled</MfaDelete></VersioningConfiguration>")); !errors.As(err, &unsupported) || unsupported.Element != "MfaDelete" {
 		t.Error(err)
+	}
+	for _, name := range []string{"Type", "SelectParameters", "OutputLocation"} {
+		if _, err := ParseRestore([]byte("<RestoreRequest><" + name + "><Any/></" + name + "></RestoreRequest>")); !errors.As(err, &unsupported) || unsupported.Element != name {
+			t.Error(name, err)
+		}
 	}
 	for root, parse := range parsers() {
 		for _, doc := range []string{"", "<" + root + ">", "<Other/>", "<" + root + "/><" + root + "/>"} {

@@ -98,9 +98,20 @@ func (m lifecycleMeta) Version(ctx context.Context, b storage.BucketID, key stor
 
 func (m lifecycleMeta) Parts(ctx context.Context, b storage.BucketID, key storage.Key, row *metapb.ObjectRow, after, limit int) (parts []*metapb.PartRow, err error) {
 	err = m.meta.Read(ctx, b, key, func(v rangestate.Reader) (err error) {
-		parts, _, err = v.ObjectParts(b, key, row, after, limit)
+		listed, _, err := v.ObjectParts(b, key, row, after, limit) // they come without their data
+		parts = parts[:0]
+		for _, l := range listed {
+			part, err := v.Part(b, key, storage.Seq(row.GetData().GetUploadSeq()), int(l.Number))
+			if err != nil {
+				return err
+			}
+			parts = append(parts, part)
+		}
 		return err
 	})
+	if isGone(err) || errs.Is(err, errs.InvalidPart) {
+		return nil, errs.Wrap(errs.NotFound, "lifecycle.parts", string(key), err)
+	}
 	return parts, err
 }
 
@@ -142,12 +153,9 @@ func (c *Core) LifecycleDay() time.Duration {
 	return c.cfg.LifecycleDay
 }
 
-// Expiry is when the current version that o is will expire by the bucket's rules, and by which; ok is false if it will not.
-func (c *Core) Expiry(b objects.Bucket, o *objects.Object) (at time.Time, ruleID string, ok bool) {
-	if len(b.Lifecycle.GetRules()) == 0 {
-		return time.Time{}, "", false
-	}
-	return rules.Expires(b.Lifecycle, rules.Object{
+// Expiry is when the current version that o is will expire by its bucket's rules, and by which; ok is false if it will not.
+func (c *Core) Expiry(cfg *metapb.LifecycleConfig, o *objects.Object) (at time.Time, ruleID string, ok bool) {
+	return rules.Expires(cfg, rules.Object{
 		Key: o.Key, Size: uint64(o.Size), Tags: o.Attributes.GetTags(), ModifiedMS: o.Modified.UnixMilli(), Marker: o.DeleteMarker,
 	}, c.LifecycleDay())
 }

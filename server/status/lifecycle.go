@@ -46,7 +46,7 @@ func SortLifecycle(all []Lifecycle) {
 // PrintLifecycle writes what all nodes said for people.
 func PrintLifecycle(w io.Writer, all []Lifecycle, now time.Time) {
 	table(w, "LIFECYCLE", func(w io.Writer) {
-		fmt.Fprintln(w, "node\texpired\tremoved\taborted\tmoved\tdue\tlag\tlatest round")
+		fmt.Fprintln(w, "  node\texpired\tremoved\taborted\tmoved\tdue\tlag\tlatest round")
 		for _, l := range all {
 			latest := "none yet"
 			if l.Ended != nil {
@@ -55,23 +55,23 @@ func PrintLifecycle(w io.Writer, all []Lifecycle, now time.Time) {
 			if l.Running {
 				latest += ", one under way"
 			}
-			fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%d (%s)\t%d\t%s\t%s\n",
+			fmt.Fprintf(w, "  %s\t%d\t%d\t%d\t%d (%s)\t%d\t%s\t%s\n",
 				l.Node, l.Expired, l.Removed, l.Aborted, l.Transitioned, Bytes(l.MovedBytes), l.Due, lag(l.Due, l.LagSeconds), latest)
 		}
 	})
 	if slices.ContainsFunc(all, func(l Lifecycle) bool { return len(l.Rules) > 0 }) {
 		table(w, "RULES", func(w io.Writer) {
-			fmt.Fprintln(w, "bucket\trule\tnode\tdone\tdue\tlag\twaiting")
+			fmt.Fprintln(w, "  bucket\trule\tnode\tdone\tdue\tlag\twaiting")
 			for _, l := range all {
 				for _, r := range l.Rules {
-					fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%d\t%s\t%s\n", cmp.Or(r.Bucket, "(others)"), r.Rule, l.Node, r.Done, r.Due, lag(r.Due, r.LagSeconds), r.Waiting)
+					fmt.Fprintf(w, "  %s\t%s\t%s\t%d\t%d\t%s\t%s\n", cmp.Or(r.Bucket, "(others)"), r.Rule, l.Node, r.Done, r.Due, lag(r.Due, r.LagSeconds), r.Waiting)
 				}
 			}
 		})
 	}
 	for _, l := range all {
 		if l.Error != "" {
-			fmt.Fprintf(w, "! %s: %s\n", l.Node, l.Error)
+			fmt.Fprintf(w, "  ! %s: %s\n", l.Node, l.Error)
 		}
 	}
 }

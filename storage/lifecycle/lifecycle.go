@@ -67,7 +67,8 @@ type Meta interface {
 	Expire(ctx context.Context, g cluster.GroupID, op *metapb.ExpireOp) ([]*metapb.RangeResult, error)
 	// Version reads a version linearizably; nil if it is gone. The row is the caller's.
 	Version(ctx context.Context, b storage.BucketID, key storage.Key, seq storage.Seq) (*metapb.ObjectRow, error)
-	// Parts reads the rows of a multipart version's parts with numbers above after, in order; nil at the end or if the version is gone.
+	// Parts reads the rows of a multipart version's parts with numbers above after, in order and with their data; nil at the end.
+	// NotFound: the version is gone.
 	Parts(ctx context.Context, b storage.BucketID, key storage.Key, row *metapb.ObjectRow, after, limit int) ([]*metapb.PartRow, error)
 	// Rewrite is the command RewriteData. Errors: Conflict if it was decided about something that changed or is gone.
 	Rewrite(ctx context.Context, op *metapb.RewriteDataOp) error

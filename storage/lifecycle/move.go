@@ -158,9 +158,12 @@ func (w *Worker) move(ctx context.Context, b *bucket, m *move) (outcome, error) 
 		StorageClass: string(m.action.Class), ConfigGeneration: b.Generation,
 	}
 	if row.GetData().GetUploadSeq() == 0 {
-		return c.rewrite(ctx, owner, op, row.GetData())
+		return c.rewrite(ctx, owner, op, row.GetData(), row.Size)
 	}
 	parts, err := w.cfg.Meta.Parts(ctx, b.ID, m.key, row, m.part, partsPage)
+	if errs.Is(err, errs.NotFound) {
+		return skipped, nil
+	}
 	if err != nil {
 		return failed, err
 	}
@@ -172,7 +175,7 @@ func (w *Worker) move(ctx context.Context, b *bucket, m *move) (outcome, error) 
 }
 
 // partsPage is how many parts are read at a time; those that need no copy are passed at once.
-const partsPage = 100
+const partsPage = 16
 
 // stillDue decides again with what is there now. A version that is not in its place any more is left to the next round.
 func (w *Worker) stillDue(b *bucket, m *move, row *metapb.ObjectRow) bool {
@@ -197,7 +200,7 @@ type copying struct {
 // parts copies the first part that lies elsewhere.
 func (c *copying) parts(ctx context.Context, parts []*metapb.PartRow, upload uint64) (outcome, error) {
 	for _, p := range parts {
-		if c.liesRight(p.GetData()) {
+		if sizeOf(p.GetData()) == p.Size && c.liesRight(p.GetData()) {
 			c.move.part = int(p.Number)
 			continue
 		}
@@ -206,7 +209,7 @@ func (c *copying) parts(ctx context.Context, parts []*metapb.PartRow, upload uin
 			Bucket: uint64(c.bucket.ID), Key: []byte(c.move.key), UploadSeq: upload, Part: p.Number, WriteId: p.WriteId,
 			ConfigGeneration: c.bucket.Generation,
 		}
-		if o, err := c.rewrite(ctx, owner, op, p.GetData()); o != moved {
+		if o, err := c.rewrite(ctx, owner, op, p.GetData(), p.Size); o != moved {
 			return o, err
 		}
 		c.move.part = int(p.Number)
@@ -216,7 +219,11 @@ func (c *copying) parts(ctx context.Context, parts []*metapb.PartRow, upload uin
 }
 
 // rewrite copies data into the class, unless it lies where it belongs, and proposes the command with it.
-func (c *copying) rewrite(ctx context.Context, owner storage.Owner, op *metapb.RewriteDataOp, data *metapb.Data) (outcome, error) {
+// The data must be all size bytes.
+func (c *copying) rewrite(ctx context.Context, owner storage.Owner, op *metapb.RewriteDataOp, data *metapb.Data, size uint64) (outcome, error) {
+	if got := sizeOf(data); got != size {
+		return failed, errs.Newf(errs.Corrupt, "lifecycle.move", string(c.move.key), "the row names %d of %d bytes", got, size)
+	}
 	op.Generation, op.Data = data.GetGeneration(), &metapb.Data{Inline: data.GetInline(), Chunks: data.GetChunks()}
 	if c.liesRight(data) {
 		for _, ref := range data.GetChunks() {
@@ -238,6 +245,15 @@ func (c *copying) rewrite(ctx context.Context, owner storage.Owner, op *metapb.R
 		return failed, err
 	}
 	return c.propose(ctx, op)
+}
+
+// sizeOf is how many bytes data names.
+func sizeOf(data *metapb.Data) uint64 {
+	n := uint64(len(data.GetInline()))
+	for _, ref := range data.GetChunks() {
+		n += ref.Length
+	}
+	return n
 }
 
 // propose carries the command out. On a Conflict what was copied is garbage already.

@@ -99,7 +99,23 @@ func (s *store) wantClass(key string, class storage.StorageClass) {
 		s.Fatalf("%s is of class %q, want %q", key, got, class)
 	}
 	t := s.Controller.Topology()
-	for _, ref := range row.GetData().GetChunks() {
+	refs := row.GetData().GetChunks()
+	if row.GetData().GetUploadSeq() != 0 {
+		b, err := s.Objects.HeadBucket(s.Context(), harness.Account, "bucket")
+		if err == nil {
+			err = s.Meta.Read(s.Context(), b.ID, storage.Key(key), func(v rangestate.Reader) error {
+				segs, err := v.Segments(b.ID, storage.Key(key), row, 0, int64(row.Size), 1<<20)
+				for _, seg := range segs {
+					refs = append(refs, seg.Chunks...)
+				}
+				return err
+			})
+		}
+		if err != nil || len(refs) == 0 {
+			s.Fatal(key, err)
+		}
+	}
+	for _, ref := range refs {
 		if pg := t.PGs[storage.PGID(ref.Pg)]; placement.SameTarget(pg.Class) != placement.SameTarget(cmp.Or(class, storage.Standard)) || ref.Missing != 0 {
 			s.Fatalf("%s lies in placement group %d of class %s, missing %b", key, ref.Pg, pg.Class, ref.Missing)
 		}
@@ -277,8 +293,17 @@ func TestLifecycleMoves(t *testing.T) {
 			}
 		}
 		st := s.Lifecycle.Status()
-		if st.LastErr != "" || st.Transitioned == 0 {
-			s.Fatalf("%+v", st)
+		moved, bytes := int64(0), int64(0)
+		for key, p := range s.want {
+			if s.row(key).GetAttributes().GetStorageClass() == "" {
+				continue
+			}
+			if moved++; len(p) > storage.InlineBytesMax {
+				bytes += int64(len(p))
+			}
+		}
+		if st.LastErr != "" || st.Transitioned != moved || st.MovedBytes != bytes {
+			s.Fatalf("%+v; %d versions moved, %d bytes", st, moved, bytes)
 		}
 		s.wantClean()
 		counters := map[string]int64{}
