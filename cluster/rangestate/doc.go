@@ -48,7 +48,7 @@
 // zero. At most one version of a key is the null version. Every get and put of a key
 // touches a fixed number of rows, however many versions the key has.
 //
-// UpdateVersion changes tags, retention or legal hold in the version's row, where it lies. RewriteData changes only the data,
+// UpdateVersion changes tags, retention, legal hold or restore in the version's row, where it lies. RewriteData changes only the data,
 // under the data's own generation: neither hinders the other. A transition is a RewriteData that also names the storage class
 // that the version has from then on, in its row and in the counters; the chunks that it releases become garbage of the class
 // they were written for. The parts of a multipart object are rewritten one by one, and the version's class changes last,

@@ -43,6 +43,9 @@ func TestGrowth(t *testing.T) {
 		{"legal hold", &metapb.RangeCommand{Op: &metapb.RangeCommand_UpdateVersion{UpdateVersion: &metapb.UpdateVersionOp{
 			Change: &metapb.UpdateVersionOp_LegalHold{LegalHold: true},
 		}}}, cluster.GrowthSmall},
+		{"restore", &metapb.RangeCommand{Op: &metapb.RangeCommand_UpdateVersion{UpdateVersion: &metapb.UpdateVersionOp{
+			Change: &metapb.UpdateVersionOp_Restore{Restore: &metapb.Restore{}},
+		}}}, cluster.GrowthSmall},
 		{"garbage", &metapb.RangeCommand{Op: &metapb.RangeCommand_DropGarbage{DropGarbage: &metapb.DropGarbageOp{}}}, cluster.GrowthNone},
 		{"repair", &metapb.RangeCommand{Op: &metapb.RangeCommand_RewriteData{RewriteData: &metapb.RewriteDataOp{}}}, cluster.GrowthNone},
 		{"split", &metapb.RangeCommand{Op: &metapb.RangeCommand_Split{Split: &metapb.SplitOp{}}}, cluster.GrowthNone},

@@ -47,6 +47,7 @@ type mVersion struct {
 	lockUntil            int64
 	hold                 bool
 	tags                 string // their names
+	restore              *metapb.Restore
 	gen                  uint64
 	chunks               []*metapb.ChunkRef
 	upload               uint64
@@ -487,7 +488,8 @@ func (m *model) update(op *metapb.UpdateVersionOp) *metapb.RangeResult {
 	if no != nil {
 		return no
 	}
-	if _, tags := op.Change.(*metapb.UpdateVersionOp_Tags); !tags && !b.row.ObjectLock {
+	_, hold := op.Change.(*metapb.UpdateVersionOp_LegalHold)
+	if _, retention := op.Change.(*metapb.UpdateVersionOp_Retention); (hold || retention) && !b.row.ObjectLock {
 		return fail(errs.InvalidRequest)
 	}
 	i := min(0, len(b.keys[string(op.Key)])-1)
@@ -519,7 +521,36 @@ func (m *model) update(op *metapb.UpdateVersionOp) *metapb.RangeResult {
 			return fail(errs.ObjectLocked)
 		}
 		v.lockMode, v.lockUntil = r.Mode, r.UntilMs
+	case *metapb.UpdateVersionOp_Restore:
+		return m.restore(v, c.Restore, res)
 	}
+	return res
+}
+
+func (m *model) restore(v *mVersion, asked *metapb.Restore, res *metapb.RangeResult) *metapb.RangeResult {
+	if v.class != "GLACIER" && v.class != "DEEP_ARCHIVE" {
+		no := fail(errs.InvalidObjectState)
+		if no.StorageClass = v.class; v.class == "" {
+			no.StorageClass = "STANDARD"
+		}
+		return no
+	}
+	had := v.restore != nil && m.now < v.restore.ExpiresMs
+	next := asked.CloneVT()
+	next.RequestedMs = m.now
+	if had {
+		next.RequestedMs = v.restore.RequestedMs
+	}
+	switch tiers := []string{"Expedited", "Standard", "Bulk"}; {
+	case had && m.now >= v.restore.ReadyMs:
+		next.ReadyMs, next.Tier = v.restore.ReadyMs, v.restore.Tier
+		res.Restored = true
+	case had && (slices.Index(tiers, next.Tier) >= slices.Index(tiers, v.restore.Tier) || next.ReadyMs >= v.restore.ReadyMs):
+		return fail(errs.RestoreInProgress)
+	case had:
+		next.ExpiresMs = v.restore.ExpiresMs
+	}
+	v.restore = next
 	return res
 }
 

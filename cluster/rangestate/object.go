@@ -289,6 +289,7 @@ func (m *Machine) install(b *metapb.BucketRow, bucket uint64, key []byte, h head
 	row.NullVersion = b.Versioning != metapb.Versioning_VERSIONING_ENABLED
 	row.DeleteMarker = false
 	row.NoncurrentMs = 0
+	row.Restore = nil
 	c, err := m.count(bucket, row.GetAttributes().GetStorageClass())
 	if err != nil {
 		return err

@@ -24,7 +24,7 @@ type world struct {
 }
 
 var worldKeys = []string{"a", "a", "a", "a/", "a/", "a/b", "a/b/c", "a/c", "a//", "b", "b\x00", "b\x00", "b\x00/c", "dir/x", "dir/y", "dir0", "\xff", "\xff/\xff", "//x", "ü"}
-var worldClasses = []string{"", "", "STANDARD_IA"}
+var worldClasses = []string{"", "", "STANDARD_IA", "GLACIER"}
 
 func (w *world) n(n int) int             { return w.rnd.IntN(n) }
 func (w *world) chance(percent int) bool { return w.n(100) < percent }
@@ -160,7 +160,9 @@ func (w *world) newUpdate() any {
 		v := w.versionOf(op.Bucket, string(op.Key))
 		op.HasVersion, op.VersionSeq, op.VersionNonce = true, uint64(v.Seq), v.Nonce
 	}
-	switch w.n(8) {
+	switch w.n(12) {
+	case 8, 9, 10, 11:
+		w.newRestore(op)
 	case 0, 1, 2:
 		op.Change = &metapb.UpdateVersionOp_Tags{Tags: &metapb.Tags{Tags: w.someTags()}}
 	case 3:
@@ -173,6 +175,35 @@ func (w *world) newUpdate() any {
 		op.Change = &metapb.UpdateVersionOp_Retention{Retention: r}
 	}
 	return op
+}
+
+// newRestore makes op a restore, mostly of an archived version: of one that has none, or some time before or after that was ready or expired.
+func (w *world) newRestore(op *metapb.UpdateVersionOp) {
+	if b := w.model.buckets[op.Bucket]; b != nil && w.chance(80) {
+		var of []*metapb.UpdateVersionOp
+		for _, key := range sortedKeys(b.keys) {
+			for _, v := range b.keys[key] {
+				if v.class != "GLACIER" && v.class != "DEEP_ARCHIVE" {
+					continue
+				}
+				o := &metapb.UpdateVersionOp{Bucket: op.Bucket, Key: []byte(key), HasVersion: true}
+				if !v.null {
+					o.VersionSeq, o.VersionNonce = v.seq, v.nonce
+				}
+				if of = append(of, o); v.restore != nil { // mostly again
+					of = append(of, o, o, o)
+				}
+			}
+		}
+		if len(of) > 0 {
+			o := pick(w, of)
+			op.Key, op.HasVersion, op.VersionSeq, op.VersionNonce = o.Key, true, o.VersionSeq, o.VersionNonce
+		}
+	}
+	ready := max(w.now+int64(w.n(200000))-50000, 1)
+	op.Change = &metapb.UpdateVersionOp_Restore{Restore: &metapb.Restore{
+		ReadyMs: ready, ExpiresMs: ready + 1 + int64(w.n(400000)), Tier: pick(w, []string{TierExpedited, TierStandard, TierBulk}),
+	}}
 }
 
 func (w *world) newDelete() any {
@@ -340,7 +371,7 @@ func (w *world) newRewrite() any {
 		}
 	}
 	if transition && t.v != nil {
-		op.StorageClass = pick(w, []string{"STANDARD", "STANDARD_IA", "ONEZONE_IA", "GLACIER_IR"})
+		op.StorageClass = pick(w, []string{"STANDARD", "STANDARD_IA", "ONEZONE_IA", "GLACIER_IR", "GLACIER", "DEEP_ARCHIVE"})
 		switch {
 		case t.v.upload != 0:
 			op.Data.UploadSeq, op.Data.Parts = t.v.upload, uint32(len(t.v.parts))
@@ -717,7 +748,7 @@ func (w *world) checkVersions(s *state) {
 				if r.Nonce != v.nonce || r.NullVersion != v.null || r.DeleteMarker != v.marker || r.Size != v.size || r.Etag != v.etag ||
 					r.ModifiedMs != v.modified || r.NoncurrentMs != v.noncurrent || r.GetAttributes().GetStorageClass() != v.class ||
 					r.GetAttributes().GetLegalHold() != v.hold || tagNames(r.GetAttributes().GetTags()) != v.tags ||
-					r.GetAttributes().GetLockMode() != v.lockMode || r.GetAttributes().GetLockUntilMs() != v.lockUntil ||
+					!r.Restore.EqualVT(v.restore) || r.GetAttributes().GetLockMode() != v.lockMode || r.GetAttributes().GetLockUntilMs() != v.lockUntil ||
 					r.GetData().GetUploadSeq() != v.upload || int(r.GetData().GetParts()) != len(v.parts) {
 					w.t.Errorf("%s is %v, want %+v", where, r, v)
 				}
@@ -961,6 +992,12 @@ func (w *world) checkVersionListing() {
 		}
 		for _, r := range page.Rows {
 			got = append(got, fmt.Sprintf("%s %d latest %v", r.Key, r.Row.Seq, r.Row.NoncurrentMs == 0))
+			// What a listing says of restores.
+			if i := slices.IndexFunc(b.keys[string(r.Key)], func(v *mVersion) bool { return v.seq == r.Row.Seq }); i >= 0 {
+				if v := b.keys[string(r.Key)][i]; !r.Row.Restore.EqualVT(v.restore) || r.Row.GetAttributes().GetStorageClass() != v.class {
+					w.t.Errorf("%s is listed as %v, want %+v", r.Key, r.Row, v)
+				}
+			}
 		}
 		for _, p := range page.CommonPrefixes {
 			got = append(got, "prefix "+p)

@@ -50,6 +50,8 @@ func checkUpdate(op *metapb.UpdateVersionOp) string {
 			return ""
 		}
 		return "unknown retention mode"
+	case *metapb.UpdateVersionOp_Restore:
+		return checkRestore(c.Restore)
 	}
 	return "an update names a change"
 }
@@ -59,8 +61,11 @@ func (m *Machine) tryUpdate(op *metapb.UpdateVersionOp) (*metapb.RangeResult, er
 	if refused != nil || err != nil {
 		return refused, err
 	}
-	if _, tags := op.Change.(*metapb.UpdateVersionOp_Tags); !tags && !b.ObjectLock {
-		return refuse(errs.InvalidRequest, noObjectLock), nil
+	switch op.Change.(type) {
+	case *metapb.UpdateVersionOp_LegalHold, *metapb.UpdateVersionOp_Retention:
+		if !b.ObjectLock {
+			return refuse(errs.InvalidRequest, noObjectLock), nil
+		}
 	}
 	row, isCurrent, err := m.updated(b, op)
 	switch {
@@ -77,6 +82,21 @@ func (m *Machine) tryUpdate(op *metapb.UpdateVersionOp) (*metapb.RangeResult, er
 		res.Ok, res.Kind = false, uint32(errs.IsDeleteMarker)
 		return res, nil
 	}
+	if res = m.change(op, row, res); !res.Ok {
+		return res, nil
+	}
+	m.key = appendRaw(m.key[:0], kindCurrent, op.Bucket, op.Key)
+	if !isCurrent {
+		m.key = appendSeqRow(m.key[:0], kindVersion, op.Bucket, op.Key, row.Seq)
+	}
+	return res, m.put(m.key, row)
+}
+
+// change makes the change in row, which is not a delete marker; the result is res, or a refusal with row as it was.
+func (m *Machine) change(op *metapb.UpdateVersionOp, row *metapb.ObjectRow, res *metapb.RangeResult) *metapb.RangeResult {
+	if c, ok := op.Change.(*metapb.UpdateVersionOp_Restore); ok {
+		return m.restore(res, row, c.Restore)
+	}
 	if row.Attributes == nil {
 		row.Attributes = &metapb.Attributes{}
 	}
@@ -87,15 +107,11 @@ func (m *Machine) tryUpdate(op *metapb.UpdateVersionOp) (*metapb.RangeResult, er
 		a.LegalHold = c.LegalHold
 	case *metapb.UpdateVersionOp_Retention:
 		if m.retained(a, c.Retention) {
-			return refuse(errs.ObjectLocked, "the retention that the version has forbids this one"), nil
+			return refuse(errs.ObjectLocked, "the retention that the version has forbids this one")
 		}
 		a.LockMode, a.LockUntilMs = c.Retention.GetMode(), c.Retention.GetUntilMs()
 	}
-	m.key = appendRaw(m.key[:0], kindCurrent, op.Bucket, op.Key)
-	if !isCurrent {
-		m.key = appendSeqRow(m.key[:0], kindVersion, op.Bucket, op.Key, row.Seq)
-	}
-	return res, m.put(m.key, row)
+	return res
 }
 
 // updated is the version that op names, or nil, and whether it is the current one. Without a version it is the newest, which

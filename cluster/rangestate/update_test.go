@@ -18,6 +18,8 @@ func update(key string, v *storage.VersionID, change any) *metapb.UpdateVersionO
 		op.Change = &metapb.UpdateVersionOp_Tags{Tags: &metapb.Tags{Tags: c}}
 	case *metapb.Retention:
 		op.Change = &metapb.UpdateVersionOp_Retention{Retention: c}
+	case *metapb.Restore:
+		op.Change = &metapb.UpdateVersionOp_Restore{Restore: c}
 	case bool:
 		op.Change = &metapb.UpdateVersionOp_LegalHold{LegalHold: c}
 	}

@@ -211,6 +211,9 @@ func (s *rowSlab) decode(key, value []byte) (string, *metapb.ObjectRow, bool) {
 			w.bad = w.bad || d.bad
 		case 14:
 			row.NoncurrentMs = int64(w.val)
+		case 15: // few rows have one
+			row.Restore = &metapb.Restore{}
+			w.bad = w.bad || row.Restore.UnmarshalVT(w.buf) != nil
 		}
 	}
 	if n := len(key) + len(etag); n > s.text.Cap()-s.text.Len() {
