@@ -119,7 +119,9 @@ func (c *nodes) settle(limit time.Duration) {
 			}
 		}
 		for _, plan := range s.Plans {
-			if !slices.ContainsFunc(s.PGs, func(g status.PGs) bool { return g.Class == string(placement.SameTarget(storage.StorageClass(plan.Class))) && g.Scheme == plan.Scheme }) {
+			if !slices.ContainsFunc(s.PGs, func(g status.PGs) bool {
+				return g.Class == string(placement.SameTarget(storage.StorageClass(plan.Class))) && g.Scheme == plan.Scheme
+			}) {
 				why = "no placement group for all drives yet"
 			}
 		}
