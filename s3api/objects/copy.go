@@ -13,7 +13,7 @@ import (
 	"cairn/storage/errs"
 )
 
-// source opens the object a copy reads from; the caller closes it.
+// source opens the object a copy reads from, with the errors of GetObject; the caller closes it.
 func (s *Store) source(ctx context.Context, acct Account, bucket string, key storage.Key, version string, cond Conditions, rng *Range) (*Object, error) {
 	o, err := s.GetObject(ctx, acct, &GetInput{Bucket: bucket, Key: key, VersionID: version, Conditions: cond, Range: rng})
 	if err != nil {

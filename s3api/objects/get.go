@@ -15,7 +15,7 @@ import (
 // segmentBytes bounds the part rows of a multipart object that a download holds at a time.
 const segmentBytes = 64 << 10
 
-// GetObject answers a version's metadata and the way to its bytes. The caller
+// GetObject answers a version's metadata and the way to its bytes; an *ArchivedError if it can't be read now. The caller
 // must Close the object; until then the chunks it reads are kept, also when
 // the object is overwritten or deleted meanwhile (design rule 17).
 func (s *Store) GetObject(ctx context.Context, acct Account, in *GetInput) (*Object, error) {
@@ -36,6 +36,9 @@ func (s *Store) GetObject(ctx context.Context, acct Account, in *GetInput) (*Obj
 			o, err = resolve(v, b, in, row, of)
 			if err != nil || o.NotModified {
 				return err
+			}
+			if !rangestate.Readable(row, s.cfg.Meta.NowMS()) {
+				return archived(in.Key, row)
 			}
 			segs, err = v.Segments(b.ID, in.Key, row, o.Offset, o.Length, segmentBytes)
 			return err

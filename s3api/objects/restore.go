@@ -2,11 +2,100 @@ package objects
 
 import (
 	"context"
+	"time"
 
+	"cairn/cluster/rangestate"
+	"cairn/proto/metapb"
+	"cairn/storage"
 	"cairn/storage/errs"
 )
 
-// RestoreObject is not there yet.
-func (s *Store) RestoreObject(context.Context, Account, VersionRef, RestoreRequest) (RestoreResult, error) {
-	return RestoreResult{}, errs.New(errs.NotImplemented, "restore", "", "")
+// restoreDaysMax bounds the days of a restore: a hundred years.
+const restoreDaysMax = 36500
+
+// archived is the error of a read of an archived version that can't be read now.
+func archived(key storage.Key, row *metapb.ObjectRow) error {
+	return &ArchivedError{
+		Class: storage.StorageClass(row.GetAttributes().GetStorageClass()),
+		Err:   errs.New(errs.InvalidObjectState, "get", string(key), "the version is archived; it can be read after a restore"),
+	}
+}
+
+// restoreTime is how long S3 takes at most to restore an object of a class by a tier.
+func restoreTime(class storage.StorageClass, tier string) time.Duration {
+	deep := class == storage.DeepArchive
+	switch {
+	case tier == rangestate.TierExpedited:
+		return 5 * time.Minute
+	case tier == rangestate.TierStandard && !deep:
+		return 5 * time.Hour
+	case tier == rangestate.TierStandard, !deep:
+		return 12 * time.Hour
+	}
+	return 48 * time.Hour
+}
+
+// RestoreObject makes an archived version readable for some days, once as much time has passed as the tier takes. One that can be
+// read already only gets a new expiry; one that is being restored comes sooner by a faster tier, and its expiry stays;
+// else RestoreInProgress. An *ArchivedError: the version is not archived. InvalidArgument: days below 1 or above 36,500, or
+// a tier that the class does not have.
+func (s *Store) RestoreObject(ctx context.Context, acct Account, v VersionRef, r RestoreRequest) (out RestoreResult, err error) {
+	if r.Days < 1 || r.Days > restoreDaysMax {
+		return out, errs.Newf(errs.InvalidArgument, "restore", string(v.Key), "a restore lasts from 1 to %d days", restoreDaysMax)
+	}
+	err = s.withBucket(ctx, acct, v.Bucket, func(b Bucket) error {
+		asked, err := s.planRestore(ctx, b, v, r)
+		if err != nil {
+			return err
+		}
+		res, err := s.updateIn(ctx, b, v, &metapb.UpdateVersionOp{Change: &metapb.UpdateVersionOp_Restore{Restore: asked}})
+		if err != nil {
+			return err
+		}
+		out = RestoreResult{AlreadyRestored: res.Restored, VersionID: resultVersion(res)}
+		return nil
+	})
+	return out, err
+}
+
+// planRestore reads the version, whose class says how long its restore takes, and answers what to ask its range for. If it
+// becomes another one before that is done, the range only asks whether that is archived, too.
+func (s *Store) planRestore(ctx context.Context, b Bucket, v VersionRef, r RestoreRequest) (*metapb.Restore, error) {
+	var row *metapb.ObjectRow
+	err := s.viewOf(ctx, b, v.Key, func(view rangestate.Reader) (err error) {
+		row, _, err = s.findRow(view, b, v.Key, v.VersionID)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	class := storage.StorageClass(row.GetAttributes().GetStorageClass())
+	if class == "" {
+		class = storage.Standard
+	}
+	if !rangestate.Archived(row) {
+		return nil, &ArchivedError{Class: class, Err: errs.New(errs.InvalidObjectState, "restore", string(v.Key), "the version is not archived")}
+	}
+	switch r.Tier {
+	case rangestate.TierStandard, rangestate.TierBulk:
+	case rangestate.TierExpedited:
+		if class == storage.DeepArchive {
+			return nil, errs.New(errs.InvalidArgument, "restore", string(v.Key), "DEEP_ARCHIVE has no retrieval tier Expedited")
+		}
+	default:
+		return nil, errs.Newf(errs.InvalidArgument, "restore", string(v.Key), "no such retrieval tier: %.20q", r.Tier)
+	}
+	now, days := s.cfg.Meta.NowMS(), int64(r.Days)*s.cfg.Day.Milliseconds()
+	asked := &metapb.Restore{ReadyMs: now + s.cfg.RestoreTimes(class, r.Tier).Milliseconds(), Tier: r.Tier}
+	// As S3 counts, days begin with the request. A slow tier could outlast few of them: then they begin when it is ready.
+	if asked.ExpiresMs = s.dayAfter(now + days); asked.ExpiresMs <= asked.ReadyMs {
+		asked.ExpiresMs = s.dayAfter(asked.ReadyMs + days)
+	}
+	return asked, nil
+}
+
+// dayAfter is the first begin of a day (UTC) that is not before ms, both unix ms.
+func (s *Store) dayAfter(ms int64) int64 {
+	day := s.cfg.Day.Milliseconds()
+	return (ms + day - 1) / day * day
 }

@@ -17,7 +17,7 @@ import (
 	"cairn/storage/pins"
 )
 
-// Config of a Store; all but BucketCacheMax are required.
+// Config of a Store; all are required but those that say what their zero value means.
 type Config struct {
 	Meta           *metaclient.Client
 	Chunks         *chunkio.Plane
@@ -26,6 +26,10 @@ type Config struct {
 	Logger         *slog.Logger
 	Region         string
 	BucketCacheMax int // buckets remembered by name; 0 is 10,000
+	// RestoreTimes is how long the restore of a version of an archive class takes by a tier; nil: as long as S3's.
+	// Day is how long each day of a restore lasts; they end at multiples of it since the epoch. Whole milliseconds; 0 is 24 h.
+	RestoreTimes func(class storage.StorageClass, tier string) time.Duration
+	Day          time.Duration
 }
 
 // Store does S3's operations. It holds no state that it could not lose: a
@@ -44,6 +48,12 @@ type Store struct {
 func New(cfg Config) *Store {
 	if cfg.BucketCacheMax == 0 {
 		cfg.BucketCacheMax = 10000
+	}
+	if cfg.RestoreTimes == nil {
+		cfg.RestoreTimes = restoreTime
+	}
+	if cfg.Day == 0 {
+		cfg.Day = 24 * time.Hour
 	}
 	s := &Store{cfg: cfg}
 	s.buckets.max = cfg.BucketCacheMax

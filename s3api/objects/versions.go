@@ -111,20 +111,8 @@ func (s *Store) PutLegalHold(ctx context.Context, acct Account, v VersionRef, on
 
 // update changes a version in place and answers its id.
 func (s *Store) update(ctx context.Context, acct Account, v VersionRef, op *metapb.UpdateVersionOp) (id string, err error) {
-	op.Key = []byte(v.Key)
-	if v.VersionID != "" {
-		id, err := parseVersion(v.VersionID)
-		if err != nil {
-			return "", err
-		}
-		op.HasVersion, op.VersionSeq, op.VersionNonce = true, uint64(id.Seq), id.Nonce
-	}
 	err = s.withBucket(ctx, acct, v.Bucket, func(b Bucket) error {
-		op.Bucket = uint64(b.ID)
-		res, err := s.cfg.Meta.Do(ctx, b.ID, v.Key, &metapb.RangeCommand{Op: &metapb.RangeCommand_UpdateVersion{UpdateVersion: op}})
-		if errs.Is(err, errs.IsDeleteMarker) {
-			err = &DeleteMarkerError{VersionID: resultVersion(res), Modified: msTime(res.ModifiedMs), Err: err}
-		}
+		res, err := s.updateIn(ctx, b, v, op)
 		if err != nil {
 			return err
 		}
@@ -132,6 +120,26 @@ func (s *Store) update(ctx context.Context, acct Account, v VersionRef, op *meta
 		return nil
 	})
 	return id, err
+}
+
+// updateIn makes the change of op to a version in a bucket. The result is there with a refusal of the range's, too.
+func (s *Store) updateIn(ctx context.Context, b Bucket, v VersionRef, op *metapb.UpdateVersionOp) (*metapb.RangeResult, error) {
+	op.Bucket, op.Key = uint64(b.ID), []byte(v.Key)
+	if v.VersionID != "" {
+		id, err := parseVersion(v.VersionID)
+		if err != nil {
+			return nil, err
+		}
+		op.HasVersion, op.VersionSeq, op.VersionNonce = true, uint64(id.Seq), id.Nonce
+	}
+	res, err := s.cfg.Meta.Do(ctx, b.ID, v.Key, &metapb.RangeCommand{Op: &metapb.RangeCommand_UpdateVersion{UpdateVersion: op}})
+	switch {
+	case errs.Is(err, errs.IsDeleteMarker):
+		err = &DeleteMarkerError{VersionID: resultVersion(res), Modified: msTime(res.ModifiedMs), Err: err}
+	case errs.Is(err, errs.InvalidObjectState):
+		err = &ArchivedError{Class: storage.StorageClass(res.StorageClass), Err: err}
+	}
+	return res, err
 }
 
 // parseVersion reads a version id. There never is a version by any other name.
