@@ -142,7 +142,7 @@ func Open(ctx context.Context, cfg config.Config, env Env) (*Core, error) {
 		c.cache.Unref()
 		return nil, err
 	}
-	oc := objects.Config{Meta: c.Meta, Chunks: c.Chunks, Pins: c.Pins, Logger: env.Logger, Region: cfg.Region}
+	oc := objects.Config{Meta: c.Meta, Chunks: c.Chunks, Pins: c.Pins, Logger: env.Logger, Region: cfg.Region, RestoreTimes: c.restoreTime, Day: c.LifecycleDay()}
 	if c.node != nil {
 		oc.MayRead = c.Controller.InSession
 	}

@@ -153,6 +153,16 @@ func (c *Core) LifecycleDay() time.Duration {
 	return c.cfg.LifecycleDay
 }
 
+// restoreTime is how long a restore takes here: as long as S3 says in days of this length, or shorter if the configuration bounds it.
+func (c *Core) restoreTime(class storage.StorageClass, tier string) time.Duration {
+	days := float64(objects.RestoreTime(class, tier)) / float64(24*time.Hour)
+	took := time.Duration(days * float64(c.LifecycleDay()))
+	if c.cfg.RestoreTimeMax > 0 {
+		took = min(took, c.cfg.RestoreTimeMax)
+	}
+	return max(took, time.Millisecond)
+}
+
 // Expiry is when the current version that o is will expire by its bucket's rules, and by which; ok is false if it will not.
 func (c *Core) Expiry(cfg *metapb.LifecycleConfig, o *objects.Object) (at time.Time, ruleID string, ok bool) {
 	return rules.Expires(cfg, rules.Object{
