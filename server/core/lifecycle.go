@@ -142,7 +142,7 @@ func (c *Core) makeLifecycle(m ranges) (*lifecycle.Worker, worker.Options) {
 		lc.MayRead = c.Controller.InSession
 	}
 	interval := min(lifecycleIntervalMax, max(day/20, 100*time.Millisecond))
-	return lifecycle.New(lc), worker.Options{Interval: interval, BackoffMax: time.Minute}
+	return lifecycle.New(lc), worker.Options{Interval: interval, BackoffMax: 10 * time.Second}
 }
 
 // LifecycleDay is how long a day is to lifecycle rules.

@@ -38,6 +38,7 @@ type world struct {
 	scans, seen int // calls of Scan from the beginning of the bucket, and rows
 	expires     int // commands
 	log         []string
+	unread      error // of Config
 	fail        func(call string) error
 	late        func(call string) error // after the call took effect
 	missing     uint64                  // of what is written next
@@ -130,7 +131,7 @@ func (w *world) Ranges() []cluster.GroupID {
 func (w *world) Config(context.Context) (uint64, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.config, nil
+	return w.config, w.unread
 }
 
 func (w *world) Buckets(context.Context) ([]Bucket, error) {

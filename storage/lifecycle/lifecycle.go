@@ -177,8 +177,9 @@ func (w *Worker) Left() (int64, bool) { return w.status.left(), true }
 // Step looks at some rows and ends what is due among them, or moves a few versions (of multipart ones: a part of each).
 // It counts what was done to versions and uploads.
 func (w *Worker) Step(ctx context.Context) (done int64, more bool, err error) {
-	if err := w.plan(ctx); err != nil {
-		w.status.trouble("the rules", err)
+	err = w.plan(ctx)
+	w.status.planned(err)
+	if err != nil {
 		return 0, false, err
 	}
 	switch {
@@ -200,6 +201,11 @@ func (w *Worker) Step(ctx context.Context) (done int64, more bool, err error) {
 
 // plan notes what is to be walked over, because it is time for all of it or because rules or ranges came.
 func (w *Worker) plan(ctx context.Context) error {
+	led := w.cfg.Meta.Ranges()
+	slices.Sort(led)
+	if len(led) == 0 && len(w.led) == 0 {
+		return nil // nothing is done here, and such a node need not know the rules
+	}
 	config, err := w.cfg.Meta.Config(ctx) // before the rules: a change between the two is seen the next time
 	if err != nil {
 		return err
@@ -210,8 +216,6 @@ func (w *Worker) plan(ctx context.Context) error {
 		}
 		w.config, w.known = config, true
 	}
-	led := w.cfg.Meta.Ranges()
-	slices.Sort(led)
 	if !slices.Equal(led, w.led) {
 		for _, g := range led {
 			if !slices.Contains(w.led, g) { // nobody here has seen its rows

@@ -449,6 +449,30 @@ func TestRuleGone(t *testing.T) {
 	})
 }
 
+// TestRulesNotRead: a node that leads nothing needs no rules; one that does says that it cannot read them, until it can.
+func TestRulesNotRead(t *testing.T) {
+	inDay(t, func(t *testing.T) {
+		w := newWorld()
+		w.put("a", 1)
+		w.rules(expiring("r", "", 1))
+		w.led, w.unread = nil, errs.New(errs.Unavailable, "test", "", "cut off")
+		l := w.worker(nil)
+		settle(t, l)
+		if st := l.Status(); st.LastErr != "" {
+			t.Fatalf("%+v", st)
+		}
+		w.led = []cluster.GroupID{2}
+		if _, _, err := l.Step(t.Context()); !errs.Is(err, errs.Unavailable) || !strings.Contains(l.Status().LastErr, "cut off") {
+			t.Fatal(err, l.Status())
+		}
+		w.unread = nil
+		settle(t, l)
+		if st := l.Status(); st.LastErr != "" || st.Rounds != 1 {
+			t.Fatalf("%+v", st)
+		}
+	})
+}
+
 func TestStops(t *testing.T) {
 	inDay(t, func(t *testing.T) {
 		w := newWorld()

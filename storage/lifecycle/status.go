@@ -86,7 +86,8 @@ type board struct {
 	max int
 	mu  sync.Mutex
 	Status
-	rules map[ruleID]*ruleState
+	rules  map[ruleID]*ruleState
+	unread bool // the rules could not be read the last time
 }
 
 func (b *board) init(max int) { b.max, b.rules = max, map[ruleID]*ruleState{} }
@@ -191,6 +192,19 @@ func (b *board) ended(r *round) {
 	if !r.failed {
 		b.LastErr, b.ErrSince = "", time.Time{}
 	}
+}
+
+// planned notes how the rules were read.
+func (b *board) planned(err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch {
+	case err != nil:
+		b.troubleLocked("the rules", err)
+	case b.unread:
+		b.LastErr, b.ErrSince = "", time.Time{}
+	}
+	b.unread = err != nil
 }
 
 // trouble notes a failure.
