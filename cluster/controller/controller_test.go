@@ -18,6 +18,7 @@ import (
 
 	"cairn/cluster"
 	"cairn/cluster/multiraft"
+	"cairn/cluster/placement"
 	"cairn/cluster/sysstate"
 	"cairn/proto/metapb"
 	"cairn/storage"
@@ -597,6 +598,48 @@ func TestMoreDrivesJoin(t *testing.T) {
 		}
 		return ""
 	})
+}
+
+// A store that knows one storage class gets the groups of the others at the next start, once.
+func TestMoreClasses(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, 2, 2, 2).mustStart()
+	before := len(n.ctl.Topology().PGs)
+	n.stop()
+	n.cfg.Classes = []storage.StorageClass{storage.Standard, storage.StandardIA, storage.OnezoneIA, storage.Glacier}
+	n.mustStart()
+	n.eventually("groups of all classes", func() string {
+		have := map[storage.StorageClass]int{}
+		for _, pg := range n.ctl.Topology().PGs {
+			have[pg.Class]++
+		}
+		for _, class := range n.cfg.Classes {
+			if have[class] == 0 {
+				return fmt.Sprintf("none of %s", class)
+			}
+		}
+		if have[storage.Standard] != before {
+			return fmt.Sprintf("%d of STANDARD, before %d", have[storage.Standard], before)
+		}
+		return n.settled()
+	})
+	if r := placement.Audit(n.ctl.Topology()); !r.OK {
+		t.Error(r.Violations)
+	}
+	pgs := len(n.ctl.Topology().PGs)
+	n.stop()
+	n.mustStart()
+	n.eventually("the topology rests", func() string {
+		v := n.ctl.Topology().Version
+		time.Sleep(10 * 20 * time.Millisecond)
+		if got := n.ctl.Topology().Version; got != v {
+			return fmt.Sprintf("version %d, then %d", v, got)
+		}
+		return ""
+	})
+	if got := len(n.ctl.Topology().PGs); got != pgs {
+		t.Errorf("%d placement groups, then %d", pgs, got)
+	}
 }
 
 func TestMovedWithinZone(t *testing.T) {

@@ -350,7 +350,8 @@ func refused(err error) bool {
 	return false
 }
 
-// growPGs makes placement groups that use drives that joined.
+// growPGs makes placement groups that use drives that joined, and those of classes that have none: the
+// store was made by a release that did not know them.
 func (c *Controller) growPGs(ctx context.Context) (ok bool) {
 	t := c.Topology()
 	drives := homes(t)
@@ -358,13 +359,15 @@ func (c *Controller) growPGs(ctx context.Context) (ok bool) {
 		return true
 	}
 	used := map[storage.DriveID]bool{}
+	has := map[storage.StorageClass]bool{}
 	for _, pg := range t.PGs {
+		has[pg.Class] = true
 		for _, id := range pg.Drives {
 			used[id] = true
 		}
 	}
 	var set strings.Builder
-	fresh := false
+	fresh := slices.ContainsFunc(c.cfg.Classes, func(class storage.StorageClass) bool { return !has[class] })
 	for _, d := range drives {
 		set.WriteString(d.ID.String())
 		fresh = fresh || !used[d.ID]
@@ -387,12 +390,12 @@ func (c *Controller) growPGs(ctx context.Context) (ok bool) {
 	}
 	if err != nil {
 		if ctx.Err() == nil {
-			c.note("placement", slog.LevelWarn, fmt.Sprintf("cannot make placement groups for the drives that joined: %v", err))
+			c.note("placement", slog.LevelWarn, fmt.Sprintf("cannot make placement groups for new drives or classes: %v", err))
 		}
 		return false
 	}
 	c.planned = set.String()
-	c.log.Info("placement groups for the drives that joined", "drives", len(drives))
+	c.log.Info("placement groups for new drives or classes", "drives", len(drives), "classes", c.cfg.Classes)
 	c.refresh(ctx)
 	return true
 }

@@ -21,8 +21,8 @@ func archived(key storage.Key, row *metapb.ObjectRow) error {
 	}
 }
 
-// restoreTime is how long S3 takes at most to restore an object of a class by a tier.
-func restoreTime(class storage.StorageClass, tier string) time.Duration {
+// RestoreTime is how long S3 takes at most to restore an object of an archive class by a tier of that class.
+func RestoreTime(class storage.StorageClass, tier string) time.Duration {
 	deep := class == storage.DeepArchive
 	switch {
 	case tier == rangestate.TierExpedited:

@@ -50,7 +50,7 @@ func New(cfg Config) *Store {
 		cfg.BucketCacheMax = 10000
 	}
 	if cfg.RestoreTimes == nil {
-		cfg.RestoreTimes = restoreTime
+		cfg.RestoreTimes = RestoreTime
 	}
 	if cfg.Day == 0 {
 		cfg.Day = 24 * time.Hour

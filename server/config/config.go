@@ -28,6 +28,8 @@ const (
 	AccountsMax     = 1000
 	SecretMin       = 8 // characters of a secret key
 	LifecycleDayMin = time.Second
+	RestoreTimeMin  = time.Millisecond
+	RestoreTimeMax  = 48 * time.Hour
 	ReserveAuto     = 1 << 30
 	reserveShare    = 20 // automatic reserve: at most 1/20 of the file system
 )
@@ -61,7 +63,8 @@ type Config struct {
 	TLSCert string   `name:"tls-cert" env:"CAIRN_TLS_CERT" placeholder:"FILE" group:"s3" help:"Certificate chain for S3 (PEM). Reloaded when the file changes."`
 	TLSKey  string   `name:"tls-key" env:"CAIRN_TLS_KEY" placeholder:"FILE" group:"s3" help:"Its private key (PEM)."`
 
-	LifecycleDay time.Duration `name:"lifecycle-day" env:"CAIRN_LIFECYCLE_DAY" default:"${lifecycle_day}" placeholder:"DURATION" group:"s3" help:"How long a day is to lifecycle rules (default ${lifecycle_day}): for tests, and for small sites that want to see what rules do. The same on every node."`
+	LifecycleDay   time.Duration `name:"lifecycle-day" env:"CAIRN_LIFECYCLE_DAY" default:"${lifecycle_day}" placeholder:"DURATION" group:"s3" help:"How long a day is to lifecycle rules (default ${lifecycle_day}): for tests, and for small sites that want to see what rules do. The same on every node."`
+	RestoreTimeMax time.Duration `name:"restore-time-max" env:"CAIRN_RESTORE_TIME_MAX" default:"${restore_time_max}" placeholder:"DURATION" group:"s3" help:"The longest that restoring an archived object takes (default ${restore_time_max}, S3's slowest); what S3 does sooner is not slowed. The same on every node."`
 
 	MetaVoters    int           `name:"meta-voters" env:"CAIRN_META_VOTERS" default:"${meta_voters}" placeholder:"N" group:"safety" help:"Copies of the metadata that vote: 1, 3 or 5, each on a drive of its own; 0 takes the most that the drives can carry (default ${meta_voters})."`
 	Reserve       Size          `name:"reserve" env:"CAIRN_RESERVE" default:"${reserve}" placeholder:"SIZE" group:"safety" help:"Space kept free on every drive, so that deletes, metadata and restarts work when it is full; 0 takes 1 GiB or a 20th of the file system, whichever is less."`
@@ -140,7 +143,7 @@ func Default() Config {
 		DataDir: "./data", Listen: "127.0.0.1:9000", AdminListen: "127.0.0.1:9001",
 		Zones: 1, DrivesPerZone: 1, Region: "us-east-1",
 		MaxRequests: 512, BufferBytes: 96 << 20, CacheBytes: 32 << 20,
-		ShutdownBound: 15 * time.Second, LifecycleDay: 24 * time.Hour, LogLevel: "info", LogFormat: "text",
+		ShutdownBound: 15 * time.Second, LifecycleDay: 24 * time.Hour, RestoreTimeMax: RestoreTimeMax, LogLevel: "info", LogFormat: "text",
 	}
 }
 
@@ -229,6 +232,9 @@ func (c *Config) Validate() error {
 	}
 	if c.LifecycleDay < LifecycleDayMin || c.LifecycleDay > 24*time.Hour {
 		bad("lifecycle-day is %s: use a duration from %s to 24h", c.LifecycleDay, LifecycleDayMin)
+	}
+	if c.RestoreTimeMax < RestoreTimeMin || c.RestoreTimeMax > RestoreTimeMax {
+		bad("restore-time-max is %s: use a duration from %s to %s", c.RestoreTimeMax, RestoreTimeMin, RestoreTimeMax)
 	}
 	if c.Reserve < 0 {
 		bad("reserve is negative: use a size like 2GiB, or 0 for the automatic one")

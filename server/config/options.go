@@ -16,7 +16,7 @@ func Options() []kong.Option {
 			"region": d.Region, "meta_voters": strconv.Itoa(d.MetaVoters), "reserve": d.Reserve.String(),
 			"max_requests": strconv.Itoa(d.MaxRequests), "buffer_bytes": d.BufferBytes.String(),
 			"cache_bytes": d.CacheBytes.String(), "memory_limit": d.MemoryLimit.String(),
-			"shutdown_timeout": d.ShutdownBound.String(), "lifecycle_day": d.LifecycleDay.String(), "log_level": d.LogLevel, "log_format": d.LogFormat,
+			"shutdown_timeout": d.ShutdownBound.String(), "lifecycle_day": d.LifecycleDay.String(), "restore_time_max": d.RestoreTimeMax.String(), "log_level": d.LogLevel, "log_format": d.LogFormat,
 		},
 		kong.ExplicitGroups([]kong.Group{
 			{Key: "start", Title: "Where:"},

@@ -142,7 +142,7 @@ func Open(ctx context.Context, cfg config.Config, env Env) (*Core, error) {
 		c.cache.Unref()
 		return nil, err
 	}
-	oc := objects.Config{Meta: c.Meta, Chunks: c.Chunks, Pins: c.Pins, Logger: env.Logger, Region: cfg.Region}
+	oc := objects.Config{Meta: c.Meta, Chunks: c.Chunks, Pins: c.Pins, Logger: env.Logger, Region: cfg.Region, RestoreTimes: c.restoreTime, Day: c.LifecycleDay()}
 	if c.node != nil {
 		oc.MayRead = c.Controller.InSession
 	}
@@ -250,6 +250,7 @@ func (c *Core) tuning() (Tuning, error) {
 }
 
 // placed are the classes that placement groups are made for: of those that objects can be put in, one of each target.
+// So there are four times two schemes (large and small data), and at most 512 groups however many drives there are.
 func placed() (out []storage.StorageClass) {
 	for _, class := range planned {
 		if placement.SameTarget(class) == class {

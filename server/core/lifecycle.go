@@ -11,6 +11,7 @@ import (
 	"cairn/cluster/sysstate"
 	"cairn/proto/metapb"
 	rules "cairn/s3api/lifecycle"
+	"cairn/s3api/objects"
 	"cairn/server/status"
 	"cairn/storage"
 	"cairn/storage/errs"
@@ -150,6 +151,16 @@ func (c *Core) LifecycleDay() time.Duration {
 		return 24 * time.Hour
 	}
 	return c.cfg.LifecycleDay
+}
+
+// restoreTime is how long a restore takes here: as long as S3 says in days of this length, or shorter if the configuration bounds it.
+func (c *Core) restoreTime(class storage.StorageClass, tier string) time.Duration {
+	days := float64(objects.RestoreTime(class, tier)) / float64(24*time.Hour)
+	took := time.Duration(days * float64(c.LifecycleDay()))
+	if c.cfg.RestoreTimeMax > 0 {
+		took = min(took, c.cfg.RestoreTimeMax)
+	}
+	return max(took, time.Millisecond)
 }
 
 // Expiry is when an object will come to its end by its bucket's rules, and by which; ok is false if it will not.

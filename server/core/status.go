@@ -208,7 +208,7 @@ func (c *Core) store(id storage.DriveID) storage.ShardStore {
 }
 
 // planned are the classes that objects can be put in.
-var planned = [...]storage.StorageClass{storage.Standard, storage.StandardIA, storage.OnezoneIA, storage.GlacierIR}
+var planned = [...]storage.StorageClass{storage.Standard, storage.StandardIA, storage.OnezoneIA, storage.GlacierIR, storage.Glacier, storage.DeepArchive}
 
 func planStatus(t *cluster.Topology) (out []status.Plan) {
 	drives := t.SortedDrives()
@@ -217,7 +217,8 @@ func planStatus(t *cluster.Topology) (out []status.Plan) {
 		if err != nil {
 			continue
 		}
-		p := status.Plan{Class: string(class), Survives: large.Survives, Scheme: large.Scheme.String(), Met: large.Reached, Why: large.Why}
+		p := status.Plan{Class: string(class), Survives: large.Survives, Scheme: large.Scheme.String(), Met: large.Reached, Why: large.Why,
+			Overhead: float64(large.Scheme.Shards()) / float64(large.Scheme.K)}
 		if target, ok := placement.TargetOf(class); ok {
 			p.Target = targetText(target)
 		}
@@ -311,7 +312,7 @@ func (c *Core) usage(ctx context.Context) (u status.Usage) {
 // warnings are what an operator should act on.
 func warnings(s *status.Status) (out []string) {
 	for _, p := range s.Plans {
-		if !p.Met {
+		if shared := placement.SameTarget(storage.StorageClass(p.Class)); !p.Met && p.Class == string(shared) {
 			out = append(out, fmt.Sprintf("storage class %s means to survive %s, but with these drives it survives %s: %s", p.Class, p.Target, p.Survives, p.Why))
 		}
 	}

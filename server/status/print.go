@@ -110,7 +110,7 @@ func (s *Status) printPlans(w io.Writer) {
 					mark += ": " + p.Why
 				}
 			}
-			fmt.Fprintf(w, "  %s\t%s, small %s\tsurvives %s\t%s\n", p.Class, p.Scheme, p.Small, p.Survives, mark)
+			fmt.Fprintf(w, "  %s\t%s, small %s\t%.2f bytes a byte\tsurvives %s\t%s\n", p.Class, p.Scheme, p.Small, p.Overhead, p.Survives, mark)
 		}
 	})
 	table(w, "PLACEMENT GROUPS", func(w io.Writer) {

@@ -111,13 +111,14 @@ type PGs struct {
 
 // Plan is what a storage class came down to with the drives at hand.
 type Plan struct {
-	Class    string `json:"class"`
-	Target   string `json:"target"`        // what the class means to survive
-	Survives string `json:"survives"`      // what it does survive here
-	Scheme   string `json:"scheme"`        // of large data
-	Small    string `json:"small"`         // of small data
-	Met      bool   `json:"met"`           // Survives is all of Target
-	Why      string `json:"why,omitempty"` // what is missing if not
+	Class    string  `json:"class"`
+	Target   string  `json:"target"`        // what the class means to survive
+	Survives string  `json:"survives"`      // what it does survive here
+	Scheme   string  `json:"scheme"`        // of large data
+	Small    string  `json:"small"`         // of small data
+	Overhead float64 `json:"overhead"`      // bytes on drives for a byte of large data
+	Met      bool    `json:"met"`           // Survives is all of Target
+	Why      string  `json:"why,omitempty"` // what is missing if not
 }
 
 // Proof is the audit of the placement groups: no zone holds more shards than the code can lose.

@@ -183,9 +183,13 @@ func (p *page) moveLater(row *rangestate.LifecycleRow, a rules.Action) (more boo
 	return !p.scan.moving || len(p.w.queue)+len(p.moves) < p.w.cfg.QueueMax
 }
 
-// movable reports whether the worker moves versions into a class: into those that are read at once.
+// movable reports whether the worker moves versions into a class. For one of intelligent tiering, accesses would have to be known.
 func movable(class storage.StorageClass) bool {
-	return class == storage.StandardIA || class == storage.OnezoneIA || class == storage.GlacierIR
+	switch class {
+	case storage.StandardIA, storage.OnezoneIA, storage.GlacierIR, storage.Glacier, storage.DeepArchive:
+		return true
+	}
+	return false
 }
 
 // end carries out the ends of the page. An error says that the page is to be seen again; what was done is counted.

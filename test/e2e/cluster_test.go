@@ -25,8 +25,10 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 
 	"cairn/cluster/netsim"
+	"cairn/cluster/placement"
 	"cairn/server/config"
 	"cairn/server/status"
+	"cairn/storage"
 	"cairn/test/linear"
 	"cairn/test/linear/s3store"
 	"cairn/test/seed"
@@ -117,7 +119,9 @@ func (c *nodes) settle(limit time.Duration) {
 			}
 		}
 		for _, plan := range s.Plans {
-			if !slices.ContainsFunc(s.PGs, func(g status.PGs) bool { return g.Class == plan.Class && g.Scheme == plan.Scheme }) {
+			if !slices.ContainsFunc(s.PGs, func(g status.PGs) bool {
+				return g.Class == string(placement.SameTarget(storage.StorageClass(plan.Class))) && g.Scheme == plan.Scheme
+			}) {
 				why = "no placement group for all drives yet"
 			}
 		}

@@ -308,6 +308,8 @@ func (p *process) cairn(command string, extra ...string) (code int, stdout, stde
 	switch command {
 	case "status":
 		args = append(args, "--data-dir", p.data, "--admin-listen", p.admin)
+	case "lifecycle":
+		args = append(args, "status", "--data-dir", p.data, "--admin-listen", p.admin)
 	default:
 		args = append(args, p.flags()...)
 	}

@@ -333,7 +333,7 @@ func TestSeeingIt(t *testing.T) {
 		t.Fatalf("status: %d %s", exit, errOut)
 	}
 	t.Logf("\n%s", out)
-	for _, want := range []string{"ready", "zone-a/drive-1", "zone-c/drive-2", "STANDARD", "3+3", "zone rule: 36 placement groups, no zone holds more", "whole", "5 voters"} {
+	for _, want := range []string{"ready", "zone-a/drive-1", "zone-c/drive-2", "STANDARD", "3+3", "zone rule: 108 placement groups, no zone holds more", "12 placement groups inside one zone", "1.50 bytes a byte", "whole", "5 voters"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("status does not say %q", want)
 		}
