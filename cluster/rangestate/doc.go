@@ -54,6 +54,9 @@
 // they were written for. The parts of a multipart object are rewritten one by one, and the version's class changes last,
 // with its data as it is. Data that lies in its row stays there.
 //
+// The restore of a version of an archive class is a state of its row, too: times between which readers may read it ([Readable]).
+// No bytes move, and nothing happens when the times come. What is asked for while a restore lasts is judged by range time.
+//
 // # Lifecycle
 //
 // What a bucket's lifecycle rules ask for is decided outside, by a look at the state ([View.Lifecycle]), and carried out by

@@ -225,7 +225,7 @@ func TestRestoreTiers(t *testing.T) {
 			return err
 		}
 		v := a.put("key", "GLACIER", a.body)
-		bulk := a.restore(v, 1, "Bulk", false) // longer than a day of this store
+		bulk := a.restore(objects.VersionRef{Bucket: v.Bucket, Key: v.Key}, 1, "Bulk", false) // the current one; longer than a day of this store
 		if bulk.ExpiresMs < bulk.ReadyMs+day || bulk.ExpiresMs > bulk.ReadyMs+2*day {
 			t.Errorf("it would expire before it is ready: %v", bulk)
 		}
@@ -260,6 +260,24 @@ func TestRestoreTiers(t *testing.T) {
 		fails(objects.VersionRef{Bucket: "nowhere", Key: "deep"}, 1, "Bulk", errs.NoSuchBucket)
 		if _, err := a.s.DeleteObject(t.Context(), acct, "bucket", objects.DeleteItem{Key: "deep"}); err != nil {
 			t.Fatal(err)
+		}
+		// A bucket without versions, whose objects' next ones are not restored.
+		if _, err := harness.MakeBucket(t.Context(), a.c, "plain"); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			in := &objects.PutInput{Bucket: "plain", Key: "key", Body: harness.NewBody(a.body), Attributes: &metapb.Attributes{StorageClass: "GLACIER"}}
+			if _, err := a.s.PutObject(t.Context(), acct, in); err != nil {
+				t.Fatal(err)
+			}
+			plain := objects.VersionRef{Bucket: "plain", Key: "key"}
+			if o := a.head(a.s, plain); o.Restore != nil {
+				t.Errorf("restored when it was put: %v", o.Restore)
+			}
+			out, err := a.s.RestoreObject(t.Context(), acct, plain, objects.RestoreRequest{Days: 1, Tier: "Bulk"})
+			if err != nil || out != (objects.RestoreResult{}) || a.head(a.s, plain).Restore == nil {
+				t.Errorf("%+v, %v", out, err)
+			}
 		}
 		var e *objects.DeleteMarkerError
 		if err := fails(objects.VersionRef{Bucket: "bucket", Key: "deep"}, 1, "Bulk", errs.IsDeleteMarker); !errors.As(err, &e) {
