@@ -26,6 +26,7 @@ import (
 	"time"
 
 	"cairn/proto/metapb"
+	"cairn/s3api/lifecycle"
 	"cairn/s3api/objects"
 	"cairn/s3api/sigv4"
 	"cairn/storage"
@@ -104,9 +105,9 @@ type Config struct {
 	// AccountExists reports whether there is an account of the id, for grants; nil: none but who asks is known. Called concurrently.
 	AccountExists func(id string) bool
 	Now           func() time.Time // for signatures; default time.Now
-	// Expiry tells when which of the bucket's lifecycle rules will remove a current version, for x-amz-expiration; nil: no answer
-	// has it. Called concurrently, and only where there are rules; must be cheap.
-	Expiry func(rules *metapb.LifecycleConfig, o *objects.Object) (at time.Time, ruleID string, ok bool)
+	// Expiry tells when which of the bucket's lifecycle rules will remove a current version, for x-amz-expiration, or abort an
+	// upload, for x-amz-abort-date; nil: no answer has them. Called concurrently, and only where there are rules; must be cheap.
+	Expiry func(rules *metapb.LifecycleConfig, o lifecycle.Object) (at time.Time, ruleID string, ok bool)
 
 	RequestsMax int           // requests at once, past it 503 SlowDown; default 1024
 	XMLBytesMax int64         // bytes of XML bodies held at once by all requests; default 64 MiB

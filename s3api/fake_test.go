@@ -448,7 +448,7 @@ func (f *fake) CreateUpload(_ context.Context, acct objects.Account, in *objects
 		return objects.Upload{}, err
 	}
 	f.uploads++
-	u := &fakeUpload{Upload: objects.Upload{Key: in.Key, ID: fmt.Sprintf("upload-%04d", f.uploads), Initiated: f.now, Owner: acct.ID, Attributes: in.Attributes}, parts: map[int]*fakeObject{}}
+	u := &fakeUpload{Upload: objects.Upload{Key: in.Key, ID: fmt.Sprintf("upload-%04d", f.uploads), Initiated: f.now, Owner: acct.ID, Attributes: in.Attributes, Lifecycle: b.Lifecycle}, parts: map[int]*fakeObject{}}
 	b.uploads[u.ID] = u
 	return u.Upload, nil
 }
@@ -567,11 +567,12 @@ func (f *fake) AbortUpload(_ context.Context, acct objects.Account, bucket strin
 func (f *fake) ListParts(_ context.Context, acct objects.Account, in *objects.ListPartsInput) (*objects.ListPartsOutput, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	_, u, err := f.upload(acct, in.Bucket, in.Key, in.UploadID)
+	b, u, err := f.upload(acct, in.Bucket, in.Key, in.UploadID)
 	if err != nil {
 		return nil, err
 	}
 	out := &objects.ListPartsOutput{Upload: u.Upload}
+	out.Upload.Lifecycle = b.Lifecycle
 	for n := in.After + 1; n <= storage.PartNumberMax; n++ {
 		p := u.parts[n]
 		if p == nil {

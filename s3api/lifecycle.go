@@ -4,9 +4,11 @@ import (
 	"time"
 
 	"cairn/proto/metapb"
+	"cairn/s3api/lifecycle"
 	"cairn/s3api/objects"
 	"cairn/s3api/s3err"
 	"cairn/s3api/s3xml"
+	"cairn/storage"
 )
 
 // minimumSizeHeader says below which size objects stay where they are, if a rule's filter says nothing about sizes.
@@ -162,23 +164,39 @@ func writeNoncurrent(w *s3xml.Writer, days, newer uint32) {
 
 // setExpiration tells when a lifecycle rule will remove the current version o, if one will.
 func (q *request) setExpiration(o *objects.Object) {
-	if o.Lifecycle == nil || q.h.cfg.Expiry == nil {
-		return
-	}
-	if at, id, ok := q.h.cfg.Expiry(o.Lifecycle, o); ok {
-		q.set("x-amz-expiration", `expiry-date="`+httpTime(at)+`", rule-id="`+headerRuleID(id)+`"`)
+	if o.Lifecycle != nil {
+		q.setExpiry(o.Lifecycle, o.Size, o.Modified, o.Attributes)
 	}
 }
 
 // setWriteExpiration is setExpiration for what a write made.
 func (q *request) setWriteExpiration(out *objects.PutOutput) {
-	if out.Lifecycle == nil || out.Attributes == nil {
+	if out.Lifecycle != nil && out.Attributes != nil {
+		q.setExpiry(out.Lifecycle, out.Size, out.Modified, out.Attributes)
+	}
+}
+
+func (q *request) setExpiry(rules *metapb.LifecycleConfig, size int64, modified time.Time, a *metapb.Attributes) {
+	if q.h.cfg.Expiry == nil {
 		return
 	}
-	q.setExpiration(&objects.Object{
-		Key: q.key, Size: out.Size, ETag: out.ETag, VersionID: out.VersionID, Modified: out.Modified, Attributes: out.Attributes, Checksums: out.Checksums,
-		Lifecycle: out.Lifecycle,
+	at, id, ok := q.h.cfg.Expiry(rules, lifecycle.Object{
+		Key: q.key, Size: uint64(size), Tags: a.GetTags(), ModifiedMS: modified.UnixMilli(), Class: storage.StorageClass(a.GetStorageClass()),
 	})
+	if ok {
+		q.set("x-amz-expiration", `expiry-date="`+httpTime(at)+`", rule-id="`+headerRuleID(id)+`"`)
+	}
+}
+
+// setAbort tells when a lifecycle rule will abort the upload, if one will.
+func (q *request) setAbort(up *objects.Upload) {
+	if up.Lifecycle == nil || q.h.cfg.Expiry == nil {
+		return
+	}
+	if at, id, ok := q.h.cfg.Expiry(up.Lifecycle, lifecycle.Object{Kind: lifecycle.Upload, Key: q.key, ModifiedMS: up.Initiated.UnixMilli()}); ok {
+		q.set("x-amz-abort-date", httpTime(at))
+		q.set("x-amz-abort-rule-id", headerRuleID(id))
+	}
 }
 
 // headerRuleID percent-encodes what a quoted header value can't hold, and what decoders take for an escape. S3 says that it encodes

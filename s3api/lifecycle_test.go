@@ -13,6 +13,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 
 	"cairn/proto/metapb"
+	"cairn/s3api/lifecycle"
 	"cairn/s3api/objects"
 	"cairn/s3api/s3err"
 	"cairn/s3api/s3xml"
@@ -346,25 +347,9 @@ func TestBucketLifecycle(t *testing.T) {
 	}
 }
 
-// dueAfter is an Expiry that knows the first enabled rule by days, for objects with all its tags.
-func dueAfter(rules *metapb.LifecycleConfig, o *objects.Object) (time.Time, string, bool) {
-	for _, r := range rules.Rules {
-		if !strings.HasPrefix(string(o.Key), r.Filter.Prefix) || r.Expiration.GetDays() == 0 {
-			continue
-		}
-		tags := 0
-		for _, want := range r.Filter.Tags {
-			for _, tag := range o.Attributes.GetTags() {
-				if tag.Name == want.Name && tag.Value == want.Value {
-					tags++
-				}
-			}
-		}
-		if tags == len(r.Filter.Tags) && o.Size > 0 {
-			return o.Modified.AddDate(0, 0, int(r.Expiration.Days)+1).Truncate(24 * time.Hour), r.Id, true
-		}
-	}
-	return time.Time{}, "", false
+// dueAfter is an Expiry with days of a day.
+func dueAfter(rules *metapb.LifecycleConfig, o lifecycle.Object) (time.Time, string, bool) {
+	return lifecycle.Expires(rules, o, 24*time.Hour)
 }
 
 func TestExpirationHeader(t *testing.T) {
@@ -405,10 +390,34 @@ func TestExpirationHeader(t *testing.T) {
 	want(h.do("HEAD", "/bucket/gone/k", nil), "")
 }
 
+// An upload is told when it will be aborted, where it begins and with its parts.
+func TestAbortHeaders(t *testing.T) {
+	h := newHarness(t, func(c *Config) { c.Expiry = dueAfter })
+	h.bucket("bucket")
+	told := func(a answer, date, rule string) answer {
+		t.Helper()
+		if h.want(a, 200, ""); a.Header.Get("X-Amz-Abort-Date") != date || a.Header.Get("X-Amz-Abort-Rule-Id") != rule || a.Header.Get("X-Amz-Expiration") != "" {
+			t.Error(a.Header)
+		}
+		return a
+	}
+	id := told(h.do("POST", "/bucket/k?uploads", nil), "", "").element("UploadId")
+	told(h.do("GET", "/bucket/k?uploadId="+id, nil), "", "")
+	h.want(h.putLifecycle(lifecycleDoc("<ID>old \"uploads\"</ID>"+all+enabled+strings.Replace(abort, ">1<", ">7<", 1), "<ID>objects</ID>"+all+enabled+"<Expiration><Days>1</Days></Expiration>",
+		"<ID>other</ID><Filter><Prefix>other</Prefix></Filter>"+enabled+abort)), 200, "")
+	const date, rule = "Wed, 11 Nov 2026 00:00:00 GMT", `old %22uploads%22`
+	told(h.do("GET", "/bucket/k?uploadId="+id, nil), date, rule)
+	told(h.do("POST", "/bucket/k?uploads", nil), date, rule)
+	told(h.do("POST", "/bucket/other?uploads", nil), "Thu, 05 Nov 2026 00:00:00 GMT", "other")
+	told(h.do("GET", "/bucket?uploads", nil), "", "")
+	h.want(h.do("DELETE", lifecycleTarget, nil), 204, "")
+	told(h.do("POST", "/bucket/k?uploads", nil), "", "")
+}
+
 // Without rules it costs nothing to find out that an object does not expire.
 func TestExpirationWithoutRules(t *testing.T) {
 	h := newHarness(t, func(c *Config) {
-		c.Expiry = func(*metapb.LifecycleConfig, *objects.Object) (time.Time, string, bool) { panic("there are no rules") }
+		c.Expiry = func(*metapb.LifecycleConfig, lifecycle.Object) (time.Time, string, bool) { panic("there are no rules") }
 	})
 	q := &request{h: h.handler}
 	o, out := &objects.Object{}, &objects.PutOutput{Attributes: &metapb.Attributes{}}

@@ -49,6 +49,7 @@ func createUpload(q *request) (*response, error) {
 	if err != nil {
 		return nil, err
 	}
+	q.setAbort(&up)
 	if a := attrs.ChecksumAlgorithm; a != metapb.ChecksumAlgorithm_CHECKSUM_NONE {
 		q.set("x-amz-checksum-algorithm", checksum.Name(a))
 		q.set("x-amz-checksum-type", uploadType(attrs))
@@ -283,6 +284,7 @@ func listParts(q *request) (*response, error) {
 	if err != nil {
 		return nil, err
 	}
+	q.setAbort(&out.Upload)
 	q.document("ListPartsResult")
 	w := &q.out
 	w.Raw("Bucket", q.bucket)

@@ -102,10 +102,14 @@ func Decide(cfg *metapb.LifecycleConfig, o *Object, now time.Time, day time.Dura
 	return Compile(cfg, day).Decide(o, now.UnixMilli())
 }
 
-// Expires is when a current version will expire by the rules there are, and by
+// Expires is when a current version will expire, or an upload be aborted, by the rules there are, and by
 // which; ok is false if it will not. It costs a look at every rule and no memory.
 func Expires(cfg *metapb.LifecycleConfig, o Object, day time.Duration) (at time.Time, ruleID string, ok bool) {
-	if o.Kind != Current || o.Marker {
+	end := expiry
+	switch {
+	case o.Kind == Upload:
+		end = abort
+	case o.Kind != Current || o.Marker:
 		return time.Time{}, "", false
 	}
 	due := int64(0)
@@ -113,7 +117,7 @@ func Expires(cfg *metapb.LifecycleConfig, o Object, day time.Duration) (at time.
 		if r.GetDisabled() || !strings.HasPrefix(string(o.Key), r.GetFilter().GetPrefix()) || !matches(r.GetFilter(), &o) {
 			continue
 		}
-		if t, has := expiry(r, &o, day.Milliseconds()); has && (!ok || t < due) {
+		if t, has := end(r, &o, day.Milliseconds()); has && (!ok || t < due) {
 			due, ruleID, ok = t, r.Id, true
 		}
 	}
@@ -141,6 +145,15 @@ func expiry(r *metapb.LifecycleRule, o *Object, dayMS int64) (dueMS int64, ok bo
 		return e.DateMs, true
 	}
 	return 0, false
+}
+
+// abort is when a rule ends an upload. The size of an upload is not known before its end, and it has no tags to go by.
+func abort(r *metapb.LifecycleRule, o *Object, dayMS int64) (dueMS int64, ok bool) {
+	f := r.GetFilter()
+	if r.AbortDays == 0 || f.GetHasSizeGreater() || f.GetHasSizeLess() || len(f.GetTags()) > 0 {
+		return 0, false
+	}
+	return after(o.ModifiedMS, r.AbortDays, dayMS), true
 }
 
 // matches reports whether a filter holds for an object whose key has its prefix.

@@ -214,6 +214,11 @@ func TestExpires(t *testing.T) {
 	if _, _, ok := Expires(cfg, with(current("logs/a"), func(o *Object) { o.Kind = Noncurrent }), testDay); ok {
 		t.Error("a noncurrent version does not expire so")
 	}
+	cfg.Rules = append(cfg.Rules, &metapb.LifecycleRule{Id: "abort", AbortDays: 7})
+	upload := with(current("logs/a"), func(o *Object) { o.Kind, o.Size = Upload, 0 })
+	if due, id, ok := Expires(cfg, upload, testDay); !ok || due.Format(time.RFC3339) != "2014-01-23T00:00:00Z" || id != "abort" {
+		t.Error("an upload", due, id, ok)
+	}
 	if _, _, ok := Expires(nil, current("logs/a"), testDay); ok {
 		t.Error("without rules")
 	}

@@ -269,7 +269,7 @@ func checkExpires(t *testing.T, cfg *metapb.LifecycleConfig, rules *Rules, o *Ob
 	at, id, ok := Expires(cfg, *o, testDay)
 	plain := *o
 	plain.Versioned, plain.Locked = false, false
-	if a := rules.Decide(&plain, 1<<40); ok != (a.What == Expire) || ok && (a.DueMS != at.UnixMilli() || a.Rule != id) {
+	if a := rules.Decide(&plain, 1<<40); ok != (a.What == Expire || a.What == Abort) || ok && (a.DueMS != at.UnixMilli() || a.Rule != id) {
 		t.Fatalf("told %v %q %v, but %+v", at, id, ok, a)
 	}
 	if ok {

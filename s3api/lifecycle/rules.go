@@ -123,9 +123,8 @@ func (c *choice) add(r rule) {
 	o := c.o
 	switch {
 	case o.Kind == Upload:
-		// The size of an upload is not known before its end, and it has no tags to go by.
-		if f := r.Filter; r.AbortDays != 0 && !f.GetHasSizeGreater() && !f.GetHasSizeLess() && len(f.GetTags()) == 0 {
-			c.ends(r, Abort, after(o.ModifiedMS, r.AbortDays, c.rules.dayMS))
+		if due, ok := abort(r.LifecycleRule, o, c.rules.dayMS); ok {
+			c.ends(r, Abort, due)
 		}
 	case o.Kind == Noncurrent:
 		c.noncurrent(r)

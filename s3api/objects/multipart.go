@@ -37,7 +37,7 @@ func (s *Store) CreateUpload(ctx context.Context, acct Account, in *CreateUpload
 			return err
 		}
 		id := storage.UploadID{Seq: storage.Seq(res.VersionSeq), Nonce: nonce}
-		up = Upload{Key: in.Key, ID: id.String(), Initiated: msTime(res.TimeMs), Owner: acct.ID, Attributes: in.Attributes}
+		up = Upload{Key: in.Key, ID: id.String(), Initiated: msTime(res.TimeMs), Owner: acct.ID, Attributes: in.Attributes, Lifecycle: s.rulesOfWrite(ctx, b)}
 		return nil
 	})
 	return up, err
@@ -391,6 +391,7 @@ func (s *Store) ListParts(ctx context.Context, acct Account, in *ListPartsInput)
 			return err
 		}
 		out = &ListPartsOutput{Upload: uploadFromRow(in.Key, up), Truncated: more}
+		out.Upload.Lifecycle = s.rulesOfWrite(ctx, b)
 		for _, r := range rows {
 			out.Parts = append(out.Parts, Part{Number: int(r.Number), ETag: r.Etag, Size: int64(r.Size), Modified: msTime(r.ModifiedMs), Checksums: r.Checksums})
 			out.Next = int(r.Number)

@@ -211,7 +211,7 @@ func (s *Store) rulesAt(ctx context.Context, b Bucket, generation uint64) *metap
 	return s.rulesNow(ctx, b)
 }
 
-// rulesOfWrite answers the lifecycle rules of a bucket that was written to, with those of another gateway at most rulesAge late.
+// rulesOfWrite answers the lifecycle rules of a bucket that was written to, or whose range does not tell its generation, with those of another gateway at most rulesAge late.
 func (s *Store) rulesOfWrite(ctx context.Context, b Bucket) *metapb.LifecycleConfig {
 	if !s.buckets.old(b.Name, rulesAge) {
 		return b.Lifecycle

@@ -360,6 +360,7 @@ type Upload struct {
 	Initiated  time.Time
 	Owner      string
 	Attributes *metapb.Attributes
+	Lifecycle  *metapb.LifecycleConfig // the bucket's rules, as in PutOutput; not in listings of uploads
 }
 
 // ListUploadsInput is a ListMultipartUploads.

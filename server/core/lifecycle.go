@@ -163,11 +163,9 @@ func (c *Core) restoreTime(class storage.StorageClass, tier string) time.Duratio
 	return max(took, time.Millisecond)
 }
 
-// Expiry is when the current version that o is will expire by its bucket's rules, and by which; ok is false if it will not.
-func (c *Core) Expiry(cfg *metapb.LifecycleConfig, o *objects.Object) (at time.Time, ruleID string, ok bool) {
-	return rules.Expires(cfg, rules.Object{
-		Key: o.Key, Size: uint64(o.Size), Tags: o.Attributes.GetTags(), ModifiedMS: o.Modified.UnixMilli(), Marker: o.DeleteMarker,
-	}, c.LifecycleDay())
+// Expiry is when an object will come to its end by its bucket's rules, and by which; ok is false if it will not.
+func (c *Core) Expiry(cfg *metapb.LifecycleConfig, o rules.Object) (at time.Time, ruleID string, ok bool) {
+	return rules.Expires(cfg, o, c.LifecycleDay())
 }
 
 // lifecycleHere is what the lifecycle worker of this node did and has to do.
