@@ -173,10 +173,12 @@ func TestValidate(t *testing.T) {
 		"account twice": {func(c *Config) {
 			c.Accounts = []Account{{Name: "a", ID: "1", AccessKey: "abc", SecretKey: "12345678"}, {Name: "b", ID: "2", AccessKey: "abc", SecretKey: "12345678"}}
 		}, "access key abc is already"},
-		"voters": {func(c *Config) { c.MetaVoters = 4 }, "meta-voters is 4"},
-		"buffer": {func(c *Config) { c.BufferBytes = 1 }, "16MiB"},
-		"level":  {func(c *Config) { c.LogLevel = "loud" }, "log-level"},
-		"format": {func(c *Config) { c.LogFormat = "xml" }, "log-format"},
+		"voters":  {func(c *Config) { c.MetaVoters = 4 }, "meta-voters is 4"},
+		"restore": {func(c *Config) { c.RestoreTimeMax = 49 * time.Hour }, "restore-time-max is 49h0m0s"},
+		"day":     {func(c *Config) { c.LifecycleDay = time.Millisecond }, "lifecycle-day is 1ms"},
+		"buffer":  {func(c *Config) { c.BufferBytes = 1 }, "16MiB"},
+		"level":   {func(c *Config) { c.LogLevel = "loud" }, "log-level"},
+		"format":  {func(c *Config) { c.LogFormat = "xml" }, "log-format"},
 	} {
 		c := Default()
 		test.change(&c)
