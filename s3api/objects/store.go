@@ -84,8 +84,15 @@ func (c *bucketCache) get(name string) (Bucket, bool) {
 	return b.Bucket, ok
 }
 
-// put remembers the bucket, unless what is remembered of it is newer.
+// rulesKept is the size in bytes up to which lifecycle rules are remembered with a bucket: they may have 2 MiB.
+const rulesKept = 64 << 10
+
+// put remembers the bucket, unless what is remembered of it is newer. With rules above rulesKept it is remembered without
+// them and with generation 0, so that reads look them up each time and the memory of the cache is bounded.
 func (c *bucketCache) put(b Bucket) {
+	if b.Lifecycle != nil && b.Lifecycle.SizeVT() > rulesKept {
+		b.Lifecycle, b.Generation = nil, 0
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if have, ok := c.m[b.Name]; ok && have.ID == b.ID && have.Generation > b.Generation {
