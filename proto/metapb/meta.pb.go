@@ -25,6 +25,53 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// Compression is how the bytes of a chunk are stored, see package storage/compress.
+type Compression int32
+
+const (
+	Compression_COMPRESSION_NONE Compression = 0
+	Compression_ZSTD_SEEKABLE    Compression = 1 // zstd frames of frame_bytes of the object each (the last one less), and their seek table
+)
+
+// Enum value maps for Compression.
+var (
+	Compression_name = map[int32]string{
+		0: "COMPRESSION_NONE",
+		1: "ZSTD_SEEKABLE",
+	}
+	Compression_value = map[string]int32{
+		"COMPRESSION_NONE": 0,
+		"ZSTD_SEEKABLE":    1,
+	}
+)
+
+func (x Compression) Enum() *Compression {
+	p := new(Compression)
+	*p = x
+	return p
+}
+
+func (x Compression) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Compression) Descriptor() protoreflect.EnumDescriptor {
+	return file_proto_metapb_meta_proto_enumTypes[0].Descriptor()
+}
+
+func (Compression) Type() protoreflect.EnumType {
+	return &file_proto_metapb_meta_proto_enumTypes[0]
+}
+
+func (x Compression) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Compression.Descriptor instead.
+func (Compression) EnumDescriptor() ([]byte, []int) {
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{0}
+}
+
 type ChecksumAlgorithm int32
 
 const (
@@ -82,11 +129,11 @@ func (x ChecksumAlgorithm) String() string {
 }
 
 func (ChecksumAlgorithm) Descriptor() protoreflect.EnumDescriptor {
-	return file_proto_metapb_meta_proto_enumTypes[0].Descriptor()
+	return file_proto_metapb_meta_proto_enumTypes[1].Descriptor()
 }
 
 func (ChecksumAlgorithm) Type() protoreflect.EnumType {
-	return &file_proto_metapb_meta_proto_enumTypes[0]
+	return &file_proto_metapb_meta_proto_enumTypes[1]
 }
 
 func (x ChecksumAlgorithm) Number() protoreflect.EnumNumber {
@@ -95,7 +142,7 @@ func (x ChecksumAlgorithm) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ChecksumAlgorithm.Descriptor instead.
 func (ChecksumAlgorithm) EnumDescriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{0}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{1}
 }
 
 type Versioning int32
@@ -131,11 +178,11 @@ func (x Versioning) String() string {
 }
 
 func (Versioning) Descriptor() protoreflect.EnumDescriptor {
-	return file_proto_metapb_meta_proto_enumTypes[1].Descriptor()
+	return file_proto_metapb_meta_proto_enumTypes[2].Descriptor()
 }
 
 func (Versioning) Type() protoreflect.EnumType {
-	return &file_proto_metapb_meta_proto_enumTypes[1]
+	return &file_proto_metapb_meta_proto_enumTypes[2]
 }
 
 func (x Versioning) Number() protoreflect.EnumNumber {
@@ -144,7 +191,7 @@ func (x Versioning) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Versioning.Descriptor instead.
 func (Versioning) EnumDescriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{1}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{2}
 }
 
 type BucketState int32
@@ -180,11 +227,11 @@ func (x BucketState) String() string {
 }
 
 func (BucketState) Descriptor() protoreflect.EnumDescriptor {
-	return file_proto_metapb_meta_proto_enumTypes[2].Descriptor()
+	return file_proto_metapb_meta_proto_enumTypes[3].Descriptor()
 }
 
 func (BucketState) Type() protoreflect.EnumType {
-	return &file_proto_metapb_meta_proto_enumTypes[2]
+	return &file_proto_metapb_meta_proto_enumTypes[3]
 }
 
 func (x BucketState) Number() protoreflect.EnumNumber {
@@ -193,7 +240,109 @@ func (x BucketState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use BucketState.Descriptor instead.
 func (BucketState) EnumDescriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{2}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{3}
+}
+
+// WhenFull is what happens when more events wait for a target than may.
+type WhenFull int32
+
+const (
+	WhenFull_DROP_OLDEST WhenFull = 0 // they are given up, and counted
+	WhenFull_HOLD_WRITES WhenFull = 1 // what would make another one is refused, as SlowDown
+)
+
+// Enum value maps for WhenFull.
+var (
+	WhenFull_name = map[int32]string{
+		0: "DROP_OLDEST",
+		1: "HOLD_WRITES",
+	}
+	WhenFull_value = map[string]int32{
+		"DROP_OLDEST": 0,
+		"HOLD_WRITES": 1,
+	}
+)
+
+func (x WhenFull) Enum() *WhenFull {
+	p := new(WhenFull)
+	*p = x
+	return p
+}
+
+func (x WhenFull) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (WhenFull) Descriptor() protoreflect.EnumDescriptor {
+	return file_proto_metapb_meta_proto_enumTypes[4].Descriptor()
+}
+
+func (WhenFull) Type() protoreflect.EnumType {
+	return &file_proto_metapb_meta_proto_enumTypes[4]
+}
+
+func (x WhenFull) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use WhenFull.Descriptor instead.
+func (WhenFull) EnumDescriptor() ([]byte, []int) {
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{4}
+}
+
+type Tiering_Tier int32
+
+const (
+	Tiering_FREQUENT        Tiering_Tier = 0
+	Tiering_INFREQUENT      Tiering_Tier = 1
+	Tiering_ARCHIVE_INSTANT Tiering_Tier = 2
+	Tiering_ARCHIVE         Tiering_Tier = 3 // S3's ARCHIVE_ACCESS: read after a restore
+	Tiering_DEEP_ARCHIVE    Tiering_Tier = 4 // S3's DEEP_ARCHIVE_ACCESS: likewise
+)
+
+// Enum value maps for Tiering_Tier.
+var (
+	Tiering_Tier_name = map[int32]string{
+		0: "FREQUENT",
+		1: "INFREQUENT",
+		2: "ARCHIVE_INSTANT",
+		3: "ARCHIVE",
+		4: "DEEP_ARCHIVE",
+	}
+	Tiering_Tier_value = map[string]int32{
+		"FREQUENT":        0,
+		"INFREQUENT":      1,
+		"ARCHIVE_INSTANT": 2,
+		"ARCHIVE":         3,
+		"DEEP_ARCHIVE":    4,
+	}
+)
+
+func (x Tiering_Tier) Enum() *Tiering_Tier {
+	p := new(Tiering_Tier)
+	*p = x
+	return p
+}
+
+func (x Tiering_Tier) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Tiering_Tier) Descriptor() protoreflect.EnumDescriptor {
+	return file_proto_metapb_meta_proto_enumTypes[5].Descriptor()
+}
+
+func (Tiering_Tier) Type() protoreflect.EnumType {
+	return &file_proto_metapb_meta_proto_enumTypes[5]
+}
+
+func (x Tiering_Tier) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Tiering_Tier.Descriptor instead.
+func (Tiering_Tier) EnumDescriptor() ([]byte, []int) {
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{7, 0}
 }
 
 type ExpireEntry_What int32
@@ -235,11 +384,11 @@ func (x ExpireEntry_What) String() string {
 }
 
 func (ExpireEntry_What) Descriptor() protoreflect.EnumDescriptor {
-	return file_proto_metapb_meta_proto_enumTypes[3].Descriptor()
+	return file_proto_metapb_meta_proto_enumTypes[6].Descriptor()
 }
 
 func (ExpireEntry_What) Type() protoreflect.EnumType {
-	return &file_proto_metapb_meta_proto_enumTypes[3]
+	return &file_proto_metapb_meta_proto_enumTypes[6]
 }
 
 func (x ExpireEntry_What) Number() protoreflect.EnumNumber {
@@ -248,7 +397,59 @@ func (x ExpireEntry_What) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ExpireEntry_What.Descriptor instead.
 func (ExpireEntry_What) EnumDescriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{44, 0}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{56, 0}
+}
+
+type NotificationRule_Kind int32
+
+const (
+	NotificationRule_KIND_UNKNOWN  NotificationRule_Kind = 0
+	NotificationRule_KIND_TOPIC    NotificationRule_Kind = 1
+	NotificationRule_KIND_QUEUE    NotificationRule_Kind = 2
+	NotificationRule_KIND_FUNCTION NotificationRule_Kind = 3
+)
+
+// Enum value maps for NotificationRule_Kind.
+var (
+	NotificationRule_Kind_name = map[int32]string{
+		0: "KIND_UNKNOWN",
+		1: "KIND_TOPIC",
+		2: "KIND_QUEUE",
+		3: "KIND_FUNCTION",
+	}
+	NotificationRule_Kind_value = map[string]int32{
+		"KIND_UNKNOWN":  0,
+		"KIND_TOPIC":    1,
+		"KIND_QUEUE":    2,
+		"KIND_FUNCTION": 3,
+	}
+)
+
+func (x NotificationRule_Kind) Enum() *NotificationRule_Kind {
+	p := new(NotificationRule_Kind)
+	*p = x
+	return p
+}
+
+func (x NotificationRule_Kind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (NotificationRule_Kind) Descriptor() protoreflect.EnumDescriptor {
+	return file_proto_metapb_meta_proto_enumTypes[7].Descriptor()
+}
+
+func (NotificationRule_Kind) Type() protoreflect.EnumType {
+	return &file_proto_metapb_meta_proto_enumTypes[7]
+}
+
+func (x NotificationRule_Kind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use NotificationRule_Kind.Descriptor instead.
+func (NotificationRule_Kind) EnumDescriptor() ([]byte, []int) {
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{93, 0}
 }
 
 // ChunkRef names one chunk of an object or part and where it lies.
@@ -259,9 +460,12 @@ type ChunkRef struct {
 	Epoch         uint64                 `protobuf:"varint,3,opt,name=epoch,proto3" json:"epoch,omitempty"` // of the group, when written
 	K             uint32                 `protobuf:"varint,4,opt,name=k,proto3" json:"k,omitempty"`
 	M             uint32                 `protobuf:"varint,5,opt,name=m,proto3" json:"m,omitempty"`
-	StripeBytes   uint32                 `protobuf:"varint,6,opt,name=stripe_bytes,json=stripeBytes,proto3" json:"stripe_bytes,omitempty"` // data bytes of a full stripe
-	Length        uint64                 `protobuf:"varint,7,opt,name=length,proto3" json:"length,omitempty"`                              // data bytes
-	Missing       uint64                 `protobuf:"varint,8,opt,name=missing,proto3" json:"missing,omitempty"`                            // bit i: shard i was not durable when the row was committed (the repair queue has it)
+	StripeBytes   uint32                 `protobuf:"varint,6,opt,name=stripe_bytes,json=stripeBytes,proto3" json:"stripe_bytes,omitempty"`             // data bytes of a full stripe
+	Length        uint64                 `protobuf:"varint,7,opt,name=length,proto3" json:"length,omitempty"`                                          // data bytes, as they are stored
+	Missing       uint64                 `protobuf:"varint,8,opt,name=missing,proto3" json:"missing,omitempty"`                                        // bit i: shard i was not durable when the row was committed (the repair queue has it)
+	Compression   Compression            `protobuf:"varint,9,opt,name=compression,proto3,enum=cairn.meta.v1.Compression" json:"compression,omitempty"` // what the bytes stored are
+	RawLength     uint64                 `protobuf:"varint,10,opt,name=raw_length,json=rawLength,proto3" json:"raw_length,omitempty"`                  // bytes of the object in this chunk if it is compressed; 0: not compressed, they are length
+	FrameBytes    uint32                 `protobuf:"varint,11,opt,name=frame_bytes,json=frameBytes,proto3" json:"frame_bytes,omitempty"`               // bytes of the object in each frame of a compressed chunk, but the last
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -348,6 +552,27 @@ func (x *ChunkRef) GetLength() uint64 {
 func (x *ChunkRef) GetMissing() uint64 {
 	if x != nil {
 		return x.Missing
+	}
+	return 0
+}
+
+func (x *ChunkRef) GetCompression() Compression {
+	if x != nil {
+		return x.Compression
+	}
+	return Compression_COMPRESSION_NONE
+}
+
+func (x *ChunkRef) GetRawLength() uint64 {
+	if x != nil {
+		return x.RawLength
+	}
+	return 0
+}
+
+func (x *ChunkRef) GetFrameBytes() uint32 {
+	if x != nil {
+		return x.FrameBytes
 	}
 	return 0
 }
@@ -736,8 +961,10 @@ type ObjectRow struct {
 	Attributes    *Attributes            `protobuf:"bytes,11,opt,name=attributes,proto3" json:"attributes,omitempty"`
 	Checksums     []*Checksum            `protobuf:"bytes,12,rep,name=checksums,proto3" json:"checksums,omitempty"`
 	Data          *Data                  `protobuf:"bytes,13,opt,name=data,proto3" json:"data,omitempty"`
-	NoncurrentMs  int64                  `protobuf:"varint,14,opt,name=noncurrent_ms,json=noncurrentMs,proto3" json:"noncurrent_ms,omitempty"` // range time when a newer version took its place; 0 while current
-	Restore       *Restore               `protobuf:"bytes,15,opt,name=restore,proto3" json:"restore,omitempty"`                                // the last one that was asked for, of an archived version
+	NoncurrentMs  int64                  `protobuf:"varint,14,opt,name=noncurrent_ms,json=noncurrentMs,proto3" json:"noncurrent_ms,omitempty"`   // range time when a newer version took its place; 0 while current
+	Restore       *Restore               `protobuf:"bytes,15,opt,name=restore,proto3" json:"restore,omitempty"`                                  // the last one that was asked for, of an archived version
+	Tiering       *Tiering               `protobuf:"bytes,16,opt,name=tiering,proto3" json:"tiering,omitempty"`                                  // of class INTELLIGENT_TIERING only; absent: FREQUENT, and not read since it was made
+	ClassSinceMs  int64                  `protobuf:"varint,17,opt,name=class_since_ms,json=classSinceMs,proto3" json:"class_since_ms,omitempty"` // range time when a transition gave it its storage class; 0: it was made with it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -877,8 +1104,78 @@ func (x *ObjectRow) GetRestore() *Restore {
 	return nil
 }
 
+func (x *ObjectRow) GetTiering() *Tiering {
+	if x != nil {
+		return x.Tiering
+	}
+	return nil
+}
+
+func (x *ObjectRow) GetClassSinceMs() int64 {
+	if x != nil {
+		return x.ClassSinceMs
+	}
+	return 0
+}
+
+// Tiering is where in INTELLIGENT_TIERING a version is, and when its bytes were last asked for.
+type Tiering struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Tier  Tiering_Tier           `protobuf:"varint,1,opt,name=tier,proto3,enum=cairn.meta.v1.Tiering_Tier" json:"tier,omitempty"`
+	// The last access known; 0: there was none since modified_ms. Only what is of an earlier day is written anew. What came into the class by
+	// a transition begins with the time of that, and what is being restored with the time when it is ready.
+	AccessedMs    int64 `protobuf:"varint,2,opt,name=accessed_ms,json=accessedMs,proto3" json:"accessed_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Tiering) Reset() {
+	*x = Tiering{}
+	mi := &file_proto_metapb_meta_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Tiering) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Tiering) ProtoMessage() {}
+
+func (x *Tiering) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_metapb_meta_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Tiering.ProtoReflect.Descriptor instead.
+func (*Tiering) Descriptor() ([]byte, []int) {
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Tiering) GetTier() Tiering_Tier {
+	if x != nil {
+		return x.Tier
+	}
+	return Tiering_FREQUENT
+}
+
+func (x *Tiering) GetAccessedMs() int64 {
+	if x != nil {
+		return x.AccessedMs
+	}
+	return 0
+}
+
 // Restore makes an archived version readable from ready_ms until before expires_ms. The drives of the archive are online:
-// how long a retrieval takes is what the tier promises, and nothing is copied.
+// how long a retrieval takes is what the tier promises, and nothing is copied. One of INTELLIGENT_TIERING has no expires_ms: from ready_ms on
+// the version counts as FREQUENT, and its bytes go there when the lifecycle worker comes by.
 type Restore struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	RequestedMs   int64                  `protobuf:"varint,1,opt,name=requested_ms,json=requestedMs,proto3" json:"requested_ms,omitempty"` // range time
@@ -891,7 +1188,7 @@ type Restore struct {
 
 func (x *Restore) Reset() {
 	*x = Restore{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[7]
+	mi := &file_proto_metapb_meta_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -903,7 +1200,7 @@ func (x *Restore) String() string {
 func (*Restore) ProtoMessage() {}
 
 func (x *Restore) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[7]
+	mi := &file_proto_metapb_meta_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -916,7 +1213,7 @@ func (x *Restore) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Restore.ProtoReflect.Descriptor instead.
 func (*Restore) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{7}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Restore) GetRequestedMs() int64 {
@@ -965,7 +1262,7 @@ type UploadRow struct {
 
 func (x *UploadRow) Reset() {
 	*x = UploadRow{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[8]
+	mi := &file_proto_metapb_meta_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -977,7 +1274,7 @@ func (x *UploadRow) String() string {
 func (*UploadRow) ProtoMessage() {}
 
 func (x *UploadRow) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[8]
+	mi := &file_proto_metapb_meta_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -990,7 +1287,7 @@ func (x *UploadRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UploadRow.ProtoReflect.Descriptor instead.
 func (*UploadRow) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{8}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *UploadRow) GetFormat() uint32 {
@@ -1079,7 +1376,7 @@ type PartRow struct {
 
 func (x *PartRow) Reset() {
 	*x = PartRow{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[9]
+	mi := &file_proto_metapb_meta_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1091,7 +1388,7 @@ func (x *PartRow) String() string {
 func (*PartRow) ProtoMessage() {}
 
 func (x *PartRow) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[9]
+	mi := &file_proto_metapb_meta_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1104,7 +1401,7 @@ func (x *PartRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PartRow.ProtoReflect.Descriptor instead.
 func (*PartRow) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{9}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *PartRow) GetFormat() uint32 {
@@ -1173,7 +1470,7 @@ type ManifestPart struct {
 
 func (x *ManifestPart) Reset() {
 	*x = ManifestPart{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[10]
+	mi := &file_proto_metapb_meta_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1185,7 +1482,7 @@ func (x *ManifestPart) String() string {
 func (*ManifestPart) ProtoMessage() {}
 
 func (x *ManifestPart) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[10]
+	mi := &file_proto_metapb_meta_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1198,7 +1495,7 @@ func (x *ManifestPart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ManifestPart.ProtoReflect.Descriptor instead.
 func (*ManifestPart) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{10}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ManifestPart) GetNumber() uint32 {
@@ -1228,7 +1525,7 @@ type ManifestRow struct {
 
 func (x *ManifestRow) Reset() {
 	*x = ManifestRow{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[11]
+	mi := &file_proto_metapb_meta_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1240,7 +1537,7 @@ func (x *ManifestRow) String() string {
 func (*ManifestRow) ProtoMessage() {}
 
 func (x *ManifestRow) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[11]
+	mi := &file_proto_metapb_meta_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1253,7 +1550,7 @@ func (x *ManifestRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ManifestRow.ProtoReflect.Descriptor instead.
 func (*ManifestRow) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{11}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ManifestRow) GetFormat() uint32 {
@@ -1304,7 +1601,7 @@ type CompletedUploadRow struct {
 
 func (x *CompletedUploadRow) Reset() {
 	*x = CompletedUploadRow{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[12]
+	mi := &file_proto_metapb_meta_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1316,7 +1613,7 @@ func (x *CompletedUploadRow) String() string {
 func (*CompletedUploadRow) ProtoMessage() {}
 
 func (x *CompletedUploadRow) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[12]
+	mi := &file_proto_metapb_meta_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1329,7 +1626,7 @@ func (x *CompletedUploadRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CompletedUploadRow.ProtoReflect.Descriptor instead.
 func (*CompletedUploadRow) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{12}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *CompletedUploadRow) GetFormat() uint32 {
@@ -1423,13 +1720,14 @@ type BucketRow struct {
 	Notification     []byte                 `protobuf:"bytes,9,opt,name=notification,proto3" json:"notification,omitempty"`                                     // reserved
 	Dropped          bool                   `protobuf:"varint,10,opt,name=dropped,proto3" json:"dropped,omitempty"`                                             // the bucket was deleted: only id and generation count, and nothing brings it back
 	DefaultLockYears uint32                 `protobuf:"varint,11,opt,name=default_lock_years,json=defaultLockYears,proto3" json:"default_lock_years,omitempty"` // instead of days; a year has 365
+	Events           *BucketEvents          `protobuf:"bytes,12,opt,name=events,proto3" json:"events,omitempty"`                                                // absent: nobody wants any
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
 
 func (x *BucketRow) Reset() {
 	*x = BucketRow{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[13]
+	mi := &file_proto_metapb_meta_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1441,7 +1739,7 @@ func (x *BucketRow) String() string {
 func (*BucketRow) ProtoMessage() {}
 
 func (x *BucketRow) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[13]
+	mi := &file_proto_metapb_meta_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1454,7 +1752,7 @@ func (x *BucketRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BucketRow.ProtoReflect.Descriptor instead.
 func (*BucketRow) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{13}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *BucketRow) GetFormat() uint32 {
@@ -1534,6 +1832,82 @@ func (x *BucketRow) GetDefaultLockYears() uint32 {
 	return 0
 }
 
+func (x *BucketRow) GetEvents() *BucketEvents {
+	if x != nil {
+		return x.Events
+	}
+	return nil
+}
+
+// BucketEvents is what the bucket's ranges need to write its events.
+type BucketEvents struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"` // of the bucket
+	Owner         string                 `protobuf:"bytes,2,opt,name=owner,proto3" json:"owner,omitempty"`
+	Region        string                 `protobuf:"bytes,3,opt,name=region,proto3" json:"region,omitempty"`
+	Config        *NotificationConfig    `protobuf:"bytes,4,opt,name=config,proto3" json:"config,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BucketEvents) Reset() {
+	*x = BucketEvents{}
+	mi := &file_proto_metapb_meta_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BucketEvents) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BucketEvents) ProtoMessage() {}
+
+func (x *BucketEvents) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_metapb_meta_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BucketEvents.ProtoReflect.Descriptor instead.
+func (*BucketEvents) Descriptor() ([]byte, []int) {
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *BucketEvents) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *BucketEvents) GetOwner() string {
+	if x != nil {
+		return x.Owner
+	}
+	return ""
+}
+
+func (x *BucketEvents) GetRegion() string {
+	if x != nil {
+		return x.Region
+	}
+	return ""
+}
+
+func (x *BucketEvents) GetConfig() *NotificationConfig {
+	if x != nil {
+		return x.Config
+	}
+	return nil
+}
+
 // OutcomeRow is what one command did to one key, kept to answer repeats.
 type OutcomeRow struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1545,7 +1919,7 @@ type OutcomeRow struct {
 
 func (x *OutcomeRow) Reset() {
 	*x = OutcomeRow{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[14]
+	mi := &file_proto_metapb_meta_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1557,7 +1931,7 @@ func (x *OutcomeRow) String() string {
 func (*OutcomeRow) ProtoMessage() {}
 
 func (x *OutcomeRow) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[14]
+	mi := &file_proto_metapb_meta_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1570,7 +1944,7 @@ func (x *OutcomeRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OutcomeRow.ProtoReflect.Descriptor instead.
 func (*OutcomeRow) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{14}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *OutcomeRow) GetAtMs() int64 {
@@ -1602,7 +1976,7 @@ type DoomedRow struct {
 
 func (x *DoomedRow) Reset() {
 	*x = DoomedRow{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[15]
+	mi := &file_proto_metapb_meta_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1614,7 +1988,7 @@ func (x *DoomedRow) String() string {
 func (*DoomedRow) ProtoMessage() {}
 
 func (x *DoomedRow) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[15]
+	mi := &file_proto_metapb_meta_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1627,7 +2001,7 @@ func (x *DoomedRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoomedRow.ProtoReflect.Descriptor instead.
 func (*DoomedRow) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{15}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *DoomedRow) GetFormat() uint32 {
@@ -1681,7 +2055,7 @@ type GarbageRow struct {
 
 func (x *GarbageRow) Reset() {
 	*x = GarbageRow{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[16]
+	mi := &file_proto_metapb_meta_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1693,7 +2067,7 @@ func (x *GarbageRow) String() string {
 func (*GarbageRow) ProtoMessage() {}
 
 func (x *GarbageRow) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[16]
+	mi := &file_proto_metapb_meta_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1706,7 +2080,7 @@ func (x *GarbageRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GarbageRow.ProtoReflect.Descriptor instead.
 func (*GarbageRow) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{16}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *GarbageRow) GetFormat() uint32 {
@@ -1774,7 +2148,7 @@ type RepairRow struct {
 
 func (x *RepairRow) Reset() {
 	*x = RepairRow{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[17]
+	mi := &file_proto_metapb_meta_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1786,7 +2160,7 @@ func (x *RepairRow) String() string {
 func (*RepairRow) ProtoMessage() {}
 
 func (x *RepairRow) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[17]
+	mi := &file_proto_metapb_meta_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1799,7 +2173,7 @@ func (x *RepairRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RepairRow.ProtoReflect.Descriptor instead.
 func (*RepairRow) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{17}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *RepairRow) GetFormat() uint32 {
@@ -1865,7 +2239,7 @@ type RangeDescriptor struct {
 
 func (x *RangeDescriptor) Reset() {
 	*x = RangeDescriptor{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[18]
+	mi := &file_proto_metapb_meta_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1877,7 +2251,7 @@ func (x *RangeDescriptor) String() string {
 func (*RangeDescriptor) ProtoMessage() {}
 
 func (x *RangeDescriptor) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[18]
+	mi := &file_proto_metapb_meta_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1890,7 +2264,7 @@ func (x *RangeDescriptor) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RangeDescriptor.ProtoReflect.Descriptor instead.
 func (*RangeDescriptor) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{18}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *RangeDescriptor) GetFormat() uint32 {
@@ -1945,7 +2319,7 @@ type PosPB struct {
 
 func (x *PosPB) Reset() {
 	*x = PosPB{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[19]
+	mi := &file_proto_metapb_meta_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1957,7 +2331,7 @@ func (x *PosPB) String() string {
 func (*PosPB) ProtoMessage() {}
 
 func (x *PosPB) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[19]
+	mi := &file_proto_metapb_meta_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1970,7 +2344,7 @@ func (x *PosPB) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PosPB.ProtoReflect.Descriptor instead.
 func (*PosPB) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{19}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *PosPB) GetBucket() uint64 {
@@ -1999,7 +2373,7 @@ type GroupClock struct {
 
 func (x *GroupClock) Reset() {
 	*x = GroupClock{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[20]
+	mi := &file_proto_metapb_meta_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2011,7 +2385,7 @@ func (x *GroupClock) String() string {
 func (*GroupClock) ProtoMessage() {}
 
 func (x *GroupClock) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[20]
+	mi := &file_proto_metapb_meta_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2024,7 +2398,7 @@ func (x *GroupClock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GroupClock.ProtoReflect.Descriptor instead.
 func (*GroupClock) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{20}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *GroupClock) GetSeq() uint64 {
@@ -2048,6 +2422,8 @@ func (x *GroupClock) GetConfig() uint64 {
 	return 0
 }
 
+// CounterRow is what a range counts of a bucket and storage class. The second group only rises; that of a bucket that was
+// dropped is added to bucket 0.
 type CounterRow struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Objects       int64                  `protobuf:"varint,1,opt,name=objects,proto3" json:"objects,omitempty"`
@@ -2056,13 +2432,16 @@ type CounterRow struct {
 	UploadBytes   int64                  `protobuf:"varint,4,opt,name=upload_bytes,json=uploadBytes,proto3" json:"upload_bytes,omitempty"`
 	Versions      int64                  `protobuf:"varint,5,opt,name=versions,proto3" json:"versions,omitempty"`
 	Markers       int64                  `protobuf:"varint,6,opt,name=markers,proto3" json:"markers,omitempty"`
+	EarlyHi       uint64                 `protobuf:"varint,10,opt,name=early_hi,json=earlyHi,proto3" json:"early_hi,omitempty"`                   // byte-milliseconds that versions left before the class's minimum time was over: the high 64 bits
+	EarlyLo       uint64                 `protobuf:"varint,11,opt,name=early_lo,json=earlyLo,proto3" json:"early_lo,omitempty"`                   // and the low ones
+	RestoredBytes uint64                 `protobuf:"varint,12,opt,name=restored_bytes,json=restoredBytes,proto3" json:"restored_bytes,omitempty"` // of the archived versions whose restore was begun
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CounterRow) Reset() {
 	*x = CounterRow{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[21]
+	mi := &file_proto_metapb_meta_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2074,7 +2453,7 @@ func (x *CounterRow) String() string {
 func (*CounterRow) ProtoMessage() {}
 
 func (x *CounterRow) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[21]
+	mi := &file_proto_metapb_meta_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2087,7 +2466,7 @@ func (x *CounterRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CounterRow.ProtoReflect.Descriptor instead.
 func (*CounterRow) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{21}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *CounterRow) GetObjects() int64 {
@@ -2132,6 +2511,704 @@ func (x *CounterRow) GetMarkers() int64 {
 	return 0
 }
 
+func (x *CounterRow) GetEarlyHi() uint64 {
+	if x != nil {
+		return x.EarlyHi
+	}
+	return 0
+}
+
+func (x *CounterRow) GetEarlyLo() uint64 {
+	if x != nil {
+		return x.EarlyLo
+	}
+	return 0
+}
+
+func (x *CounterRow) GetRestoredBytes() uint64 {
+	if x != nil {
+		return x.RestoredBytes
+	}
+	return 0
+}
+
+// EventRow is an event in the outbox of a range: a row of the group, in the order of its sequence. It was written by the command that did what it tells of.
+type EventRow struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Format          uint32                 `protobuf:"varint,1,opt,name=format,proto3" json:"format,omitempty"`               // 1
+	Type            uint32                 `protobuf:"varint,2,opt,name=type,proto3" json:"type,omitempty"`                   // notification.Type
+	TimeMs          int64                  `protobuf:"varint,3,opt,name=time_ms,json=timeMs,proto3" json:"time_ms,omitempty"` // range time
+	Bucket          uint64                 `protobuf:"varint,4,opt,name=bucket,proto3" json:"bucket,omitempty"`
+	BucketName      string                 `protobuf:"bytes,5,opt,name=bucket_name,json=bucketName,proto3" json:"bucket_name,omitempty"` // also once the bucket is gone
+	Owner           string                 `protobuf:"bytes,6,opt,name=owner,proto3" json:"owner,omitempty"`                             // of the bucket
+	Region          string                 `protobuf:"bytes,7,opt,name=region,proto3" json:"region,omitempty"`
+	Key             []byte                 `protobuf:"bytes,8,opt,name=key,proto3" json:"key,omitempty"`
+	VersionSeq      uint64                 `protobuf:"varint,9,opt,name=version_seq,json=versionSeq,proto3" json:"version_seq,omitempty"`
+	VersionNonce    uint64                 `protobuf:"fixed64,10,opt,name=version_nonce,json=versionNonce,proto3" json:"version_nonce,omitempty"`
+	NullVersion     bool                   `protobuf:"varint,11,opt,name=null_version,json=nullVersion,proto3" json:"null_version,omitempty"`
+	Versioned       bool                   `protobuf:"varint,12,opt,name=versioned,proto3" json:"versioned,omitempty"` // the bucket's versioning was enabled or suspended: the event tells the version id
+	Size            uint64                 `protobuf:"varint,13,opt,name=size,proto3" json:"size,omitempty"`
+	Etag            string                 `protobuf:"bytes,14,opt,name=etag,proto3" json:"etag,omitempty"`
+	Requester       *Requester             `protobuf:"bytes,15,opt,name=requester,proto3" json:"requester,omitempty"`                                       // absent: the store did it by itself
+	StorageClass    string                 `protobuf:"bytes,16,opt,name=storage_class,json=storageClass,proto3" json:"storage_class,omitempty"`             // LifecycleTransition: the new one; ObjectRestore: the one restored from
+	RestoreExpiryMs int64                  `protobuf:"varint,17,opt,name=restore_expiry_ms,json=restoreExpiryMs,proto3" json:"restore_expiry_ms,omitempty"` // ObjectRestore:Completed
+	AccessTier      string                 `protobuf:"bytes,18,opt,name=access_tier,json=accessTier,proto3" json:"access_tier,omitempty"`                   // IntelligentTiering: the new one, by S3's name
+	Target          string                 `protobuf:"bytes,19,opt,name=target,proto3" json:"target,omitempty"`                                             // that the rule names; empty: no rule wants it
+	Rule            string                 `protobuf:"bytes,20,opt,name=rule,proto3" json:"rule,omitempty"`                                                 // id of that rule
+	Bridge          bool                   `protobuf:"varint,21,opt,name=bridge,proto3" json:"bridge,omitempty"`                                            // the bucket sends all its events to EventBridge
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *EventRow) Reset() {
+	*x = EventRow{}
+	mi := &file_proto_metapb_meta_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EventRow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EventRow) ProtoMessage() {}
+
+func (x *EventRow) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_metapb_meta_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EventRow.ProtoReflect.Descriptor instead.
+func (*EventRow) Descriptor() ([]byte, []int) {
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *EventRow) GetFormat() uint32 {
+	if x != nil {
+		return x.Format
+	}
+	return 0
+}
+
+func (x *EventRow) GetType() uint32 {
+	if x != nil {
+		return x.Type
+	}
+	return 0
+}
+
+func (x *EventRow) GetTimeMs() int64 {
+	if x != nil {
+		return x.TimeMs
+	}
+	return 0
+}
+
+func (x *EventRow) GetBucket() uint64 {
+	if x != nil {
+		return x.Bucket
+	}
+	return 0
+}
+
+func (x *EventRow) GetBucketName() string {
+	if x != nil {
+		return x.BucketName
+	}
+	return ""
+}
+
+func (x *EventRow) GetOwner() string {
+	if x != nil {
+		return x.Owner
+	}
+	return ""
+}
+
+func (x *EventRow) GetRegion() string {
+	if x != nil {
+		return x.Region
+	}
+	return ""
+}
+
+func (x *EventRow) GetKey() []byte {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *EventRow) GetVersionSeq() uint64 {
+	if x != nil {
+		return x.VersionSeq
+	}
+	return 0
+}
+
+func (x *EventRow) GetVersionNonce() uint64 {
+	if x != nil {
+		return x.VersionNonce
+	}
+	return 0
+}
+
+func (x *EventRow) GetNullVersion() bool {
+	if x != nil {
+		return x.NullVersion
+	}
+	return false
+}
+
+func (x *EventRow) GetVersioned() bool {
+	if x != nil {
+		return x.Versioned
+	}
+	return false
+}
+
+func (x *EventRow) GetSize() uint64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *EventRow) GetEtag() string {
+	if x != nil {
+		return x.Etag
+	}
+	return ""
+}
+
+func (x *EventRow) GetRequester() *Requester {
+	if x != nil {
+		return x.Requester
+	}
+	return nil
+}
+
+func (x *EventRow) GetStorageClass() string {
+	if x != nil {
+		return x.StorageClass
+	}
+	return ""
+}
+
+func (x *EventRow) GetRestoreExpiryMs() int64 {
+	if x != nil {
+		return x.RestoreExpiryMs
+	}
+	return 0
+}
+
+func (x *EventRow) GetAccessTier() string {
+	if x != nil {
+		return x.AccessTier
+	}
+	return ""
+}
+
+func (x *EventRow) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *EventRow) GetRule() string {
+	if x != nil {
+		return x.Rule
+	}
+	return ""
+}
+
+func (x *EventRow) GetBridge() bool {
+	if x != nil {
+		return x.Bridge
+	}
+	return false
+}
+
+// Requester is who asked for a change.
+type Requester struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Principal     string                 `protobuf:"bytes,1,opt,name=principal,proto3" json:"principal,omitempty"`
+	SourceIp      string                 `protobuf:"bytes,2,opt,name=source_ip,json=sourceIp,proto3" json:"source_ip,omitempty"`
+	RequestId     string                 `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	HostId        string                 `protobuf:"bytes,4,opt,name=host_id,json=hostId,proto3" json:"host_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Requester) Reset() {
+	*x = Requester{}
+	mi := &file_proto_metapb_meta_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Requester) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Requester) ProtoMessage() {}
+
+func (x *Requester) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_metapb_meta_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Requester.ProtoReflect.Descriptor instead.
+func (*Requester) Descriptor() ([]byte, []int) {
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *Requester) GetPrincipal() string {
+	if x != nil {
+		return x.Principal
+	}
+	return ""
+}
+
+func (x *Requester) GetSourceIp() string {
+	if x != nil {
+		return x.SourceIp
+	}
+	return ""
+}
+
+func (x *Requester) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *Requester) GetHostId() string {
+	if x != nil {
+		return x.HostId
+	}
+	return ""
+}
+
+// EventTargetRow is how far a range has come with the events for one target. A row of the group.
+type EventTargetRow struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Format        uint32                 `protobuf:"varint,1,opt,name=format,proto3" json:"format,omitempty"`
+	Cursor        uint64                 `protobuf:"varint,2,opt,name=cursor,proto3" json:"cursor,omitempty"`                              // every event for the target up to this sequence is delivered, dead or dropped. With nothing queued it says nothing
+	Queued        uint64                 `protobuf:"varint,3,opt,name=queued,proto3" json:"queued,omitempty"`                              // events behind it
+	QueuedBytes   uint64                 `protobuf:"varint,4,opt,name=queued_bytes,json=queuedBytes,proto3" json:"queued_bytes,omitempty"` // of their rows
+	Held          bool                   `protobuf:"varint,5,opt,name=held,proto3" json:"held,omitempty"`                                  // what would make another one is refused
+	OldestMs      int64                  `protobuf:"varint,6,opt,name=oldest_ms,json=oldestMs,proto3" json:"oldest_ms,omitempty"`          // at most the time of the oldest event behind the cursor; with queued
+	Dead          uint64                 `protobuf:"varint,7,opt,name=dead,proto3" json:"dead,omitempty"`                                  // dead letters kept
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EventTargetRow) Reset() {
+	*x = EventTargetRow{}
+	mi := &file_proto_metapb_meta_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EventTargetRow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EventTargetRow) ProtoMessage() {}
+
+func (x *EventTargetRow) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_metapb_meta_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EventTargetRow.ProtoReflect.Descriptor instead.
+func (*EventTargetRow) Descriptor() ([]byte, []int) {
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *EventTargetRow) GetFormat() uint32 {
+	if x != nil {
+		return x.Format
+	}
+	return 0
+}
+
+func (x *EventTargetRow) GetCursor() uint64 {
+	if x != nil {
+		return x.Cursor
+	}
+	return 0
+}
+
+func (x *EventTargetRow) GetQueued() uint64 {
+	if x != nil {
+		return x.Queued
+	}
+	return 0
+}
+
+func (x *EventTargetRow) GetQueuedBytes() uint64 {
+	if x != nil {
+		return x.QueuedBytes
+	}
+	return 0
+}
+
+func (x *EventTargetRow) GetHeld() bool {
+	if x != nil {
+		return x.Held
+	}
+	return false
+}
+
+func (x *EventTargetRow) GetOldestMs() int64 {
+	if x != nil {
+		return x.OldestMs
+	}
+	return 0
+}
+
+func (x *EventTargetRow) GetDead() uint64 {
+	if x != nil {
+		return x.Dead
+	}
+	return 0
+}
+
+// EventCounterRow counts the events of a bucket for a target, in one range. A row of the group.
+type EventCounterRow struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Queued        int64                  `protobuf:"varint,1,opt,name=queued,proto3" json:"queued,omitempty"`
+	QueuedBytes   int64                  `protobuf:"varint,2,opt,name=queued_bytes,json=queuedBytes,proto3" json:"queued_bytes,omitempty"`
+	Delivered     int64                  `protobuf:"varint,3,opt,name=delivered,proto3" json:"delivered,omitempty"`
+	Dead          int64                  `protobuf:"varint,4,opt,name=dead,proto3" json:"dead,omitempty"`       // refused by the target for good
+	Dropped       int64                  `protobuf:"varint,5,opt,name=dropped,proto3" json:"dropped,omitempty"` // given up undelivered: the queue was full, or there is no such target
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EventCounterRow) Reset() {
+	*x = EventCounterRow{}
+	mi := &file_proto_metapb_meta_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EventCounterRow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EventCounterRow) ProtoMessage() {}
+
+func (x *EventCounterRow) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_metapb_meta_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EventCounterRow.ProtoReflect.Descriptor instead.
+func (*EventCounterRow) Descriptor() ([]byte, []int) {
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *EventCounterRow) GetQueued() int64 {
+	if x != nil {
+		return x.Queued
+	}
+	return 0
+}
+
+func (x *EventCounterRow) GetQueuedBytes() int64 {
+	if x != nil {
+		return x.QueuedBytes
+	}
+	return 0
+}
+
+func (x *EventCounterRow) GetDelivered() int64 {
+	if x != nil {
+		return x.Delivered
+	}
+	return 0
+}
+
+func (x *EventCounterRow) GetDead() int64 {
+	if x != nil {
+		return x.Dead
+	}
+	return 0
+}
+
+func (x *EventCounterRow) GetDropped() int64 {
+	if x != nil {
+		return x.Dropped
+	}
+	return 0
+}
+
+// EventLogRow is about the outbox of a range as a whole. A row of the group.
+type EventLogRow struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Format  uint32                 `protobuf:"varint,1,opt,name=format,proto3" json:"format,omitempty"`
+	Trimmed uint64                 `protobuf:"varint,2,opt,name=trimmed,proto3" json:"trimmed,omitempty"` // rows up to here are kept only for targets that wait for them
+	Rows    uint64                 `protobuf:"varint,3,opt,name=rows,proto3" json:"rows,omitempty"`       // that are kept
+	Bytes   uint64                 `protobuf:"varint,4,opt,name=bytes,proto3" json:"bytes,omitempty"`     // of them
+	// What a child has from its birth: nothing goes to a target before its parent has delivered to it all up to wait_seq, which is what the parent had
+	// when it split. wait_group 0: nothing to wait for.
+	WaitGroup     uint64 `protobuf:"varint,5,opt,name=wait_group,json=waitGroup,proto3" json:"wait_group,omitempty"`
+	WaitSeq       uint64 `protobuf:"varint,6,opt,name=wait_seq,json=waitSeq,proto3" json:"wait_seq,omitempty"`
+	Newest        uint64 `protobuf:"varint,7,opt,name=newest,proto3" json:"newest,omitempty"` // sequence of the newest event ever
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EventLogRow) Reset() {
+	*x = EventLogRow{}
+	mi := &file_proto_metapb_meta_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EventLogRow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EventLogRow) ProtoMessage() {}
+
+func (x *EventLogRow) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_metapb_meta_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EventLogRow.ProtoReflect.Descriptor instead.
+func (*EventLogRow) Descriptor() ([]byte, []int) {
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *EventLogRow) GetFormat() uint32 {
+	if x != nil {
+		return x.Format
+	}
+	return 0
+}
+
+func (x *EventLogRow) GetTrimmed() uint64 {
+	if x != nil {
+		return x.Trimmed
+	}
+	return 0
+}
+
+func (x *EventLogRow) GetRows() uint64 {
+	if x != nil {
+		return x.Rows
+	}
+	return 0
+}
+
+func (x *EventLogRow) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *EventLogRow) GetWaitGroup() uint64 {
+	if x != nil {
+		return x.WaitGroup
+	}
+	return 0
+}
+
+func (x *EventLogRow) GetWaitSeq() uint64 {
+	if x != nil {
+		return x.WaitSeq
+	}
+	return 0
+}
+
+func (x *EventLogRow) GetNewest() uint64 {
+	if x != nil {
+		return x.Newest
+	}
+	return 0
+}
+
+// DeadEventRow is an event that its target refused for good. A row of the group.
+type DeadEventRow struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Format        uint32                 `protobuf:"varint,1,opt,name=format,proto3" json:"format,omitempty"`
+	Event         *EventRow              `protobuf:"bytes,2,opt,name=event,proto3" json:"event,omitempty"`
+	Error         string                 `protobuf:"bytes,3,opt,name=error,proto3" json:"error,omitempty"`
+	AtMs          int64                  `protobuf:"varint,4,opt,name=at_ms,json=atMs,proto3" json:"at_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeadEventRow) Reset() {
+	*x = DeadEventRow{}
+	mi := &file_proto_metapb_meta_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeadEventRow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeadEventRow) ProtoMessage() {}
+
+func (x *DeadEventRow) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_metapb_meta_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeadEventRow.ProtoReflect.Descriptor instead.
+func (*DeadEventRow) Descriptor() ([]byte, []int) {
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *DeadEventRow) GetFormat() uint32 {
+	if x != nil {
+		return x.Format
+	}
+	return 0
+}
+
+func (x *DeadEventRow) GetEvent() *EventRow {
+	if x != nil {
+		return x.Event
+	}
+	return nil
+}
+
+func (x *DeadEventRow) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+func (x *DeadEventRow) GetAtMs() int64 {
+	if x != nil {
+		return x.AtMs
+	}
+	return 0
+}
+
+// EventTimerRow makes events of what comes with time: a restore that is ready, and one that is over. In bounds, one for a version.
+type EventTimerRow struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Format        uint32                 `protobuf:"varint,1,opt,name=format,proto3" json:"format,omitempty"`
+	VersionSeq    uint64                 `protobuf:"varint,2,opt,name=version_seq,json=versionSeq,proto3" json:"version_seq,omitempty"`
+	ReadyMs       int64                  `protobuf:"varint,3,opt,name=ready_ms,json=readyMs,proto3" json:"ready_ms,omitempty"`       // 0: told
+	ExpiresMs     int64                  `protobuf:"varint,4,opt,name=expires_ms,json=expiresMs,proto3" json:"expires_ms,omitempty"` // 0: never
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EventTimerRow) Reset() {
+	*x = EventTimerRow{}
+	mi := &file_proto_metapb_meta_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EventTimerRow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EventTimerRow) ProtoMessage() {}
+
+func (x *EventTimerRow) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_metapb_meta_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EventTimerRow.ProtoReflect.Descriptor instead.
+func (*EventTimerRow) Descriptor() ([]byte, []int) {
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *EventTimerRow) GetFormat() uint32 {
+	if x != nil {
+		return x.Format
+	}
+	return 0
+}
+
+func (x *EventTimerRow) GetVersionSeq() uint64 {
+	if x != nil {
+		return x.VersionSeq
+	}
+	return 0
+}
+
+func (x *EventTimerRow) GetReadyMs() int64 {
+	if x != nil {
+		return x.ReadyMs
+	}
+	return 0
+}
+
+func (x *EventTimerRow) GetExpiresMs() int64 {
+	if x != nil {
+		return x.ExpiresMs
+	}
+	return 0
+}
+
 type Conditions struct {
 	state             protoimpl.MessageState `protogen:"open.v1"`
 	IfMatch           []string               `protobuf:"bytes,1,rep,name=if_match,json=ifMatch,proto3" json:"if_match,omitempty"` // etags without quotes, or "*"
@@ -2145,7 +3222,7 @@ type Conditions struct {
 
 func (x *Conditions) Reset() {
 	*x = Conditions{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[22]
+	mi := &file_proto_metapb_meta_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2157,7 +3234,7 @@ func (x *Conditions) String() string {
 func (*Conditions) ProtoMessage() {}
 
 func (x *Conditions) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[22]
+	mi := &file_proto_metapb_meta_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2170,7 +3247,7 @@ func (x *Conditions) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Conditions.ProtoReflect.Descriptor instead.
 func (*Conditions) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{22}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Conditions) GetIfMatch() []string {
@@ -2210,10 +3287,12 @@ func (x *Conditions) GetHasMatchSize() bool {
 
 // RangeCommand is one Raft command of a range.
 type RangeCommand struct {
-	state    protoimpl.MessageState `protogen:"open.v1"`
-	Version  uint32                 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`                   // of the command's meaning, not of the binary
-	Id       []byte                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`                              // 16 bytes, storage.CommandID
-	IssuedMs int64                  `protobuf:"varint,3,opt,name=issued_ms,json=issuedMs,proto3" json:"issued_ms,omitempty"` // range time the gateway knew when it first sent it
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Version   uint32                 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`                   // of the command's meaning, not of the binary
+	Id        []byte                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`                              // 16 bytes, storage.CommandID
+	IssuedMs  int64                  `protobuf:"varint,3,opt,name=issued_ms,json=issuedMs,proto3" json:"issued_ms,omitempty"` // range time the gateway knew when it first sent it
+	DayMs     int64                  `protobuf:"varint,6,opt,name=day_ms,json=dayMs,proto3" json:"day_ms,omitempty"`          // how long a day is to minimum storage times; 0: 24 hours
+	Requester *Requester             `protobuf:"bytes,7,opt,name=requester,proto3" json:"requester,omitempty"`                // for events; absent where nobody asked, or nobody wants events of the bucket
 	// Types that are valid to be assigned to Op:
 	//
 	//	*RangeCommand_PutBucket
@@ -2228,6 +3307,7 @@ type RangeCommand struct {
 	//	*RangeCommand_RewriteData
 	//	*RangeCommand_UpdateVersion
 	//	*RangeCommand_Expire
+	//	*RangeCommand_Touch
 	//	*RangeCommand_DropGarbage
 	//	*RangeCommand_ExpandDoomed
 	//	*RangeCommand_Sweep
@@ -2236,6 +3316,12 @@ type RangeCommand struct {
 	//	*RangeCommand_Split
 	//	*RangeCommand_CheckBounds
 	//	*RangeCommand_JudgeBounds
+	//	*RangeCommand_AckEvents
+	//	*RangeCommand_HoldEvents
+	//	*RangeCommand_TrimEvents
+	//	*RangeCommand_FireTimers
+	//	*RangeCommand_DropDeadEvents
+	//	*RangeCommand_EventsReady
 	Op            isRangeCommand_Op `protobuf_oneof:"op"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2243,7 +3329,7 @@ type RangeCommand struct {
 
 func (x *RangeCommand) Reset() {
 	*x = RangeCommand{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[23]
+	mi := &file_proto_metapb_meta_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2255,7 +3341,7 @@ func (x *RangeCommand) String() string {
 func (*RangeCommand) ProtoMessage() {}
 
 func (x *RangeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[23]
+	mi := &file_proto_metapb_meta_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2268,7 +3354,7 @@ func (x *RangeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RangeCommand.ProtoReflect.Descriptor instead.
 func (*RangeCommand) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{23}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *RangeCommand) GetVersion() uint32 {
@@ -2290,6 +3376,20 @@ func (x *RangeCommand) GetIssuedMs() int64 {
 		return x.IssuedMs
 	}
 	return 0
+}
+
+func (x *RangeCommand) GetDayMs() int64 {
+	if x != nil {
+		return x.DayMs
+	}
+	return 0
+}
+
+func (x *RangeCommand) GetRequester() *Requester {
+	if x != nil {
+		return x.Requester
+	}
+	return nil
 }
 
 func (x *RangeCommand) GetOp() isRangeCommand_Op {
@@ -2407,6 +3507,15 @@ func (x *RangeCommand) GetExpire() *ExpireOp {
 	return nil
 }
 
+func (x *RangeCommand) GetTouch() *TouchOp {
+	if x != nil {
+		if x, ok := x.Op.(*RangeCommand_Touch); ok {
+			return x.Touch
+		}
+	}
+	return nil
+}
+
 func (x *RangeCommand) GetDropGarbage() *DropGarbageOp {
 	if x != nil {
 		if x, ok := x.Op.(*RangeCommand_DropGarbage); ok {
@@ -2479,6 +3588,60 @@ func (x *RangeCommand) GetJudgeBounds() *JudgeBoundsOp {
 	return nil
 }
 
+func (x *RangeCommand) GetAckEvents() *AckEventsOp {
+	if x != nil {
+		if x, ok := x.Op.(*RangeCommand_AckEvents); ok {
+			return x.AckEvents
+		}
+	}
+	return nil
+}
+
+func (x *RangeCommand) GetHoldEvents() *HoldEventsOp {
+	if x != nil {
+		if x, ok := x.Op.(*RangeCommand_HoldEvents); ok {
+			return x.HoldEvents
+		}
+	}
+	return nil
+}
+
+func (x *RangeCommand) GetTrimEvents() *TrimEventsOp {
+	if x != nil {
+		if x, ok := x.Op.(*RangeCommand_TrimEvents); ok {
+			return x.TrimEvents
+		}
+	}
+	return nil
+}
+
+func (x *RangeCommand) GetFireTimers() *FireTimersOp {
+	if x != nil {
+		if x, ok := x.Op.(*RangeCommand_FireTimers); ok {
+			return x.FireTimers
+		}
+	}
+	return nil
+}
+
+func (x *RangeCommand) GetDropDeadEvents() *DropDeadEventsOp {
+	if x != nil {
+		if x, ok := x.Op.(*RangeCommand_DropDeadEvents); ok {
+			return x.DropDeadEvents
+		}
+	}
+	return nil
+}
+
+func (x *RangeCommand) GetEventsReady() *EventsReadyOp {
+	if x != nil {
+		if x, ok := x.Op.(*RangeCommand_EventsReady); ok {
+			return x.EventsReady
+		}
+	}
+	return nil
+}
+
 type isRangeCommand_Op interface {
 	isRangeCommand_Op()
 }
@@ -2531,6 +3694,10 @@ type RangeCommand_Expire struct {
 	Expire *ExpireOp `protobuf:"bytes,29,opt,name=expire,proto3,oneof"`
 }
 
+type RangeCommand_Touch struct {
+	Touch *TouchOp `protobuf:"bytes,30,opt,name=touch,proto3,oneof"`
+}
+
 type RangeCommand_DropGarbage struct {
 	DropGarbage *DropGarbageOp `protobuf:"bytes,20,opt,name=drop_garbage,json=dropGarbage,proto3,oneof"`
 }
@@ -2563,6 +3730,30 @@ type RangeCommand_JudgeBounds struct {
 	JudgeBounds *JudgeBoundsOp `protobuf:"bytes,27,opt,name=judge_bounds,json=judgeBounds,proto3,oneof"`
 }
 
+type RangeCommand_AckEvents struct {
+	AckEvents *AckEventsOp `protobuf:"bytes,40,opt,name=ack_events,json=ackEvents,proto3,oneof"`
+}
+
+type RangeCommand_HoldEvents struct {
+	HoldEvents *HoldEventsOp `protobuf:"bytes,41,opt,name=hold_events,json=holdEvents,proto3,oneof"`
+}
+
+type RangeCommand_TrimEvents struct {
+	TrimEvents *TrimEventsOp `protobuf:"bytes,42,opt,name=trim_events,json=trimEvents,proto3,oneof"`
+}
+
+type RangeCommand_FireTimers struct {
+	FireTimers *FireTimersOp `protobuf:"bytes,43,opt,name=fire_timers,json=fireTimers,proto3,oneof"`
+}
+
+type RangeCommand_DropDeadEvents struct {
+	DropDeadEvents *DropDeadEventsOp `protobuf:"bytes,44,opt,name=drop_dead_events,json=dropDeadEvents,proto3,oneof"`
+}
+
+type RangeCommand_EventsReady struct {
+	EventsReady *EventsReadyOp `protobuf:"bytes,45,opt,name=events_ready,json=eventsReady,proto3,oneof"`
+}
+
 func (*RangeCommand_PutBucket) isRangeCommand_Op() {}
 
 func (*RangeCommand_FenceBucket) isRangeCommand_Op() {}
@@ -2587,6 +3778,8 @@ func (*RangeCommand_UpdateVersion) isRangeCommand_Op() {}
 
 func (*RangeCommand_Expire) isRangeCommand_Op() {}
 
+func (*RangeCommand_Touch) isRangeCommand_Op() {}
+
 func (*RangeCommand_DropGarbage) isRangeCommand_Op() {}
 
 func (*RangeCommand_ExpandDoomed) isRangeCommand_Op() {}
@@ -2603,6 +3796,18 @@ func (*RangeCommand_CheckBounds) isRangeCommand_Op() {}
 
 func (*RangeCommand_JudgeBounds) isRangeCommand_Op() {}
 
+func (*RangeCommand_AckEvents) isRangeCommand_Op() {}
+
+func (*RangeCommand_HoldEvents) isRangeCommand_Op() {}
+
+func (*RangeCommand_TrimEvents) isRangeCommand_Op() {}
+
+func (*RangeCommand_FireTimers) isRangeCommand_Op() {}
+
+func (*RangeCommand_DropDeadEvents) isRangeCommand_Op() {}
+
+func (*RangeCommand_EventsReady) isRangeCommand_Op() {}
+
 // Commands on a bucket's row go to every range that can hold its keys, in order: from is the key at which the
 // proposer wants to go on, WrongRange if it lies elsewhere; result.ranges then says how far this range reaches.
 // Each names the generation that the bucket has in the system group by the decision that the command carries out, so that a late
@@ -2617,7 +3822,7 @@ type PutBucketOp struct {
 
 func (x *PutBucketOp) Reset() {
 	*x = PutBucketOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[24]
+	mi := &file_proto_metapb_meta_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2629,7 +3834,7 @@ func (x *PutBucketOp) String() string {
 func (*PutBucketOp) ProtoMessage() {}
 
 func (x *PutBucketOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[24]
+	mi := &file_proto_metapb_meta_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2642,7 +3847,7 @@ func (x *PutBucketOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutBucketOp.ProtoReflect.Descriptor instead.
 func (*PutBucketOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{24}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *PutBucketOp) GetRow() *BucketRow {
@@ -2670,7 +3875,7 @@ type FenceBucketOp struct {
 
 func (x *FenceBucketOp) Reset() {
 	*x = FenceBucketOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[25]
+	mi := &file_proto_metapb_meta_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2682,7 +3887,7 @@ func (x *FenceBucketOp) String() string {
 func (*FenceBucketOp) ProtoMessage() {}
 
 func (x *FenceBucketOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[25]
+	mi := &file_proto_metapb_meta_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2695,7 +3900,7 @@ func (x *FenceBucketOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FenceBucketOp.ProtoReflect.Descriptor instead.
 func (*FenceBucketOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{25}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *FenceBucketOp) GetBucket() uint64 {
@@ -2730,7 +3935,7 @@ type DropBucketOp struct {
 
 func (x *DropBucketOp) Reset() {
 	*x = DropBucketOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[26]
+	mi := &file_proto_metapb_meta_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2742,7 +3947,7 @@ func (x *DropBucketOp) String() string {
 func (*DropBucketOp) ProtoMessage() {}
 
 func (x *DropBucketOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[26]
+	mi := &file_proto_metapb_meta_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2755,7 +3960,7 @@ func (x *DropBucketOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropBucketOp.ProtoReflect.Descriptor instead.
 func (*DropBucketOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{26}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *DropBucketOp) GetBucket() uint64 {
@@ -2794,7 +3999,7 @@ type SplitOp struct {
 
 func (x *SplitOp) Reset() {
 	*x = SplitOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[27]
+	mi := &file_proto_metapb_meta_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2806,7 +4011,7 @@ func (x *SplitOp) String() string {
 func (*SplitOp) ProtoMessage() {}
 
 func (x *SplitOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[27]
+	mi := &file_proto_metapb_meta_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2819,7 +4024,7 @@ func (x *SplitOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SplitOp.ProtoReflect.Descriptor instead.
 func (*SplitOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{27}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *SplitOp) GetChild() uint64 {
@@ -2870,7 +4075,7 @@ type ChildReplica struct {
 
 func (x *ChildReplica) Reset() {
 	*x = ChildReplica{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[28]
+	mi := &file_proto_metapb_meta_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2882,7 +4087,7 @@ func (x *ChildReplica) String() string {
 func (*ChildReplica) ProtoMessage() {}
 
 func (x *ChildReplica) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[28]
+	mi := &file_proto_metapb_meta_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2895,7 +4100,7 @@ func (x *ChildReplica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChildReplica.ProtoReflect.Descriptor instead.
 func (*ChildReplica) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{28}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ChildReplica) GetParent() string {
@@ -2940,7 +4145,7 @@ type ChildRow struct {
 
 func (x *ChildRow) Reset() {
 	*x = ChildRow{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[29]
+	mi := &file_proto_metapb_meta_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2952,7 +4157,7 @@ func (x *ChildRow) String() string {
 func (*ChildRow) ProtoMessage() {}
 
 func (x *ChildRow) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[29]
+	mi := &file_proto_metapb_meta_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2965,7 +4170,7 @@ func (x *ChildRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChildRow.ProtoReflect.Descriptor instead.
 func (*ChildRow) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{29}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ChildRow) GetFormat() uint32 {
@@ -3013,7 +4218,7 @@ type CheckBoundsOp struct {
 
 func (x *CheckBoundsOp) Reset() {
 	*x = CheckBoundsOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[30]
+	mi := &file_proto_metapb_meta_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3025,7 +4230,7 @@ func (x *CheckBoundsOp) String() string {
 func (*CheckBoundsOp) ProtoMessage() {}
 
 func (x *CheckBoundsOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[30]
+	mi := &file_proto_metapb_meta_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3038,7 +4243,7 @@ func (x *CheckBoundsOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckBoundsOp.ProtoReflect.Descriptor instead.
 func (*CheckBoundsOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{30}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *CheckBoundsOp) GetVoters() []string {
@@ -3061,7 +4266,7 @@ type JudgeBoundsOp struct {
 
 func (x *JudgeBoundsOp) Reset() {
 	*x = JudgeBoundsOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[31]
+	mi := &file_proto_metapb_meta_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3073,7 +4278,7 @@ func (x *JudgeBoundsOp) String() string {
 func (*JudgeBoundsOp) ProtoMessage() {}
 
 func (x *JudgeBoundsOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[31]
+	mi := &file_proto_metapb_meta_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3086,7 +4291,7 @@ func (x *JudgeBoundsOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JudgeBoundsOp.ProtoReflect.Descriptor instead.
 func (*JudgeBoundsOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{31}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *JudgeBoundsOp) GetCheck() []byte {
@@ -3123,7 +4328,7 @@ type CheckRow struct {
 
 func (x *CheckRow) Reset() {
 	*x = CheckRow{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[32]
+	mi := &file_proto_metapb_meta_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3135,7 +4340,7 @@ func (x *CheckRow) String() string {
 func (*CheckRow) ProtoMessage() {}
 
 func (x *CheckRow) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[32]
+	mi := &file_proto_metapb_meta_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3148,7 +4353,7 @@ func (x *CheckRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckRow.ProtoReflect.Descriptor instead.
 func (*CheckRow) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{32}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *CheckRow) GetFormat() uint32 {
@@ -3192,13 +4397,14 @@ type PutObjectOp struct {
 	Key           []byte                 `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
 	Row           *ObjectRow             `protobuf:"bytes,3,opt,name=row,proto3" json:"row,omitempty"` // without seq, modified_ms, null_version: the range fills them
 	Conditions    *Conditions            `protobuf:"bytes,4,opt,name=conditions,proto3" json:"conditions,omitempty"`
+	Event         uint32                 `protobuf:"varint,5,opt,name=event,proto3" json:"event,omitempty"` // notification.Type: Put, Post or Copy; 0: Put
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PutObjectOp) Reset() {
 	*x = PutObjectOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[33]
+	mi := &file_proto_metapb_meta_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3210,7 +4416,7 @@ func (x *PutObjectOp) String() string {
 func (*PutObjectOp) ProtoMessage() {}
 
 func (x *PutObjectOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[33]
+	mi := &file_proto_metapb_meta_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3223,7 +4429,7 @@ func (x *PutObjectOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutObjectOp.ProtoReflect.Descriptor instead.
 func (*PutObjectOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{33}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *PutObjectOp) GetBucket() uint64 {
@@ -3254,6 +4460,13 @@ func (x *PutObjectOp) GetConditions() *Conditions {
 	return nil
 }
 
+func (x *PutObjectOp) GetEvent() uint32 {
+	if x != nil {
+		return x.Event
+	}
+	return 0
+}
+
 type DeleteObjectsOp struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Bucket        uint64                 `protobuf:"varint,1,opt,name=bucket,proto3" json:"bucket,omitempty"`
@@ -3265,7 +4478,7 @@ type DeleteObjectsOp struct {
 
 func (x *DeleteObjectsOp) Reset() {
 	*x = DeleteObjectsOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[34]
+	mi := &file_proto_metapb_meta_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3277,7 +4490,7 @@ func (x *DeleteObjectsOp) String() string {
 func (*DeleteObjectsOp) ProtoMessage() {}
 
 func (x *DeleteObjectsOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[34]
+	mi := &file_proto_metapb_meta_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3290,7 +4503,7 @@ func (x *DeleteObjectsOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteObjectsOp.ProtoReflect.Descriptor instead.
 func (*DeleteObjectsOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{34}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *DeleteObjectsOp) GetBucket() uint64 {
@@ -3329,7 +4542,7 @@ type DeleteEntry struct {
 
 func (x *DeleteEntry) Reset() {
 	*x = DeleteEntry{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[35]
+	mi := &file_proto_metapb_meta_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3341,7 +4554,7 @@ func (x *DeleteEntry) String() string {
 func (*DeleteEntry) ProtoMessage() {}
 
 func (x *DeleteEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[35]
+	mi := &file_proto_metapb_meta_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3354,7 +4567,7 @@ func (x *DeleteEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteEntry.ProtoReflect.Descriptor instead.
 func (*DeleteEntry) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{35}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *DeleteEntry) GetKey() []byte {
@@ -3417,7 +4630,7 @@ type CreateUploadOp struct {
 
 func (x *CreateUploadOp) Reset() {
 	*x = CreateUploadOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[36]
+	mi := &file_proto_metapb_meta_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3429,7 +4642,7 @@ func (x *CreateUploadOp) String() string {
 func (*CreateUploadOp) ProtoMessage() {}
 
 func (x *CreateUploadOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[36]
+	mi := &file_proto_metapb_meta_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3442,7 +4655,7 @@ func (x *CreateUploadOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateUploadOp.ProtoReflect.Descriptor instead.
 func (*CreateUploadOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{36}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *CreateUploadOp) GetBucket() uint64 {
@@ -3479,7 +4692,7 @@ type PutPartOp struct {
 
 func (x *PutPartOp) Reset() {
 	*x = PutPartOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[37]
+	mi := &file_proto_metapb_meta_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3491,7 +4704,7 @@ func (x *PutPartOp) String() string {
 func (*PutPartOp) ProtoMessage() {}
 
 func (x *PutPartOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[37]
+	mi := &file_proto_metapb_meta_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3504,7 +4717,7 @@ func (x *PutPartOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutPartOp.ProtoReflect.Descriptor instead.
 func (*PutPartOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{37}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *PutPartOp) GetBucket() uint64 {
@@ -3561,7 +4774,7 @@ type CompleteUploadOp struct {
 
 func (x *CompleteUploadOp) Reset() {
 	*x = CompleteUploadOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[38]
+	mi := &file_proto_metapb_meta_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3573,7 +4786,7 @@ func (x *CompleteUploadOp) String() string {
 func (*CompleteUploadOp) ProtoMessage() {}
 
 func (x *CompleteUploadOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[38]
+	mi := &file_proto_metapb_meta_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3586,7 +4799,7 @@ func (x *CompleteUploadOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CompleteUploadOp.ProtoReflect.Descriptor instead.
 func (*CompleteUploadOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{38}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *CompleteUploadOp) GetBucket() uint64 {
@@ -3679,7 +4892,7 @@ type AbortUploadOp struct {
 
 func (x *AbortUploadOp) Reset() {
 	*x = AbortUploadOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[39]
+	mi := &file_proto_metapb_meta_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3691,7 +4904,7 @@ func (x *AbortUploadOp) String() string {
 func (*AbortUploadOp) ProtoMessage() {}
 
 func (x *AbortUploadOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[39]
+	mi := &file_proto_metapb_meta_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3704,7 +4917,7 @@ func (x *AbortUploadOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AbortUploadOp.ProtoReflect.Descriptor instead.
 func (*AbortUploadOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{39}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *AbortUploadOp) GetBucket() uint64 {
@@ -3759,13 +4972,14 @@ type UpdateVersionOp struct {
 	//	*UpdateVersionOp_LegalHold
 	//	*UpdateVersionOp_Restore
 	Change        isUpdateVersionOp_Change `protobuf_oneof:"change"`
+	TagsDeleted   bool                     `protobuf:"varint,10,opt,name=tags_deleted,json=tagsDeleted,proto3" json:"tags_deleted,omitempty"` // the tags are empty because they were deleted, not replaced: another event
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *UpdateVersionOp) Reset() {
 	*x = UpdateVersionOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[40]
+	mi := &file_proto_metapb_meta_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3777,7 +4991,7 @@ func (x *UpdateVersionOp) String() string {
 func (*UpdateVersionOp) ProtoMessage() {}
 
 func (x *UpdateVersionOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[40]
+	mi := &file_proto_metapb_meta_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3790,7 +5004,7 @@ func (x *UpdateVersionOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateVersionOp.ProtoReflect.Descriptor instead.
 func (*UpdateVersionOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{40}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *UpdateVersionOp) GetBucket() uint64 {
@@ -3871,6 +5085,13 @@ func (x *UpdateVersionOp) GetRestore() *Restore {
 	return nil
 }
 
+func (x *UpdateVersionOp) GetTagsDeleted() bool {
+	if x != nil {
+		return x.TagsDeleted
+	}
+	return false
+}
+
 type isUpdateVersionOp_Change interface {
 	isUpdateVersionOp_Change()
 }
@@ -3910,7 +5131,7 @@ type Retention struct {
 
 func (x *Retention) Reset() {
 	*x = Retention{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[41]
+	mi := &file_proto_metapb_meta_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3922,7 +5143,7 @@ func (x *Retention) String() string {
 func (*Retention) ProtoMessage() {}
 
 func (x *Retention) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[41]
+	mi := &file_proto_metapb_meta_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3935,7 +5156,7 @@ func (x *Retention) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Retention.ProtoReflect.Descriptor instead.
 func (*Retention) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{41}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *Retention) GetMode() string {
@@ -3978,13 +5199,18 @@ type RewriteDataOp struct {
 	// a rule that was changed before it acted does not act.
 	StorageClass     string `protobuf:"bytes,11,opt,name=storage_class,json=storageClass,proto3" json:"storage_class,omitempty"`
 	ConfigGeneration uint64 `protobuf:"varint,12,opt,name=config_generation,json=configGeneration,proto3" json:"config_generation,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// Instead of storage_class, of a version of INTELLIGENT_TIERING: the tier that it is in from then on. What is said of a multipart object holds here,
+	// but that the rewrites of its parts name the tier, too. Conflict also if the version's last access is not the one that was decided by.
+	// config_generation may be newer than the row's here: a bucket that was only created is a decision ahead of its rows.
+	Tier          *ChangeTier `protobuf:"bytes,13,opt,name=tier,proto3" json:"tier,omitempty"`
+	TagsHash      uint64      `protobuf:"fixed64,14,opt,name=tags_hash,json=tagsHash,proto3" json:"tags_hash,omitempty"` // of a transition or change of the tier that was decided by tags: as in ExpireEntry
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RewriteDataOp) Reset() {
 	*x = RewriteDataOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[42]
+	mi := &file_proto_metapb_meta_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3996,7 +5222,7 @@ func (x *RewriteDataOp) String() string {
 func (*RewriteDataOp) ProtoMessage() {}
 
 func (x *RewriteDataOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[42]
+	mi := &file_proto_metapb_meta_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4009,7 +5235,7 @@ func (x *RewriteDataOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RewriteDataOp.ProtoReflect.Descriptor instead.
 func (*RewriteDataOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{42}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *RewriteDataOp) GetBucket() uint64 {
@@ -4096,6 +5322,195 @@ func (x *RewriteDataOp) GetConfigGeneration() uint64 {
 	return 0
 }
 
+func (x *RewriteDataOp) GetTier() *ChangeTier {
+	if x != nil {
+		return x.Tier
+	}
+	return nil
+}
+
+func (x *RewriteDataOp) GetTagsHash() uint64 {
+	if x != nil {
+		return x.TagsHash
+	}
+	return 0
+}
+
+type ChangeTier struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	To            Tiering_Tier           `protobuf:"varint,1,opt,name=to,proto3,enum=cairn.meta.v1.Tiering_Tier" json:"to,omitempty"`
+	IfAccessedMs  int64                  `protobuf:"varint,2,opt,name=if_accessed_ms,json=ifAccessedMs,proto3" json:"if_accessed_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChangeTier) Reset() {
+	*x = ChangeTier{}
+	mi := &file_proto_metapb_meta_proto_msgTypes[52]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChangeTier) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChangeTier) ProtoMessage() {}
+
+func (x *ChangeTier) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_metapb_meta_proto_msgTypes[52]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChangeTier.ProtoReflect.Descriptor instead.
+func (*ChangeTier) Descriptor() ([]byte, []int) {
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{52}
+}
+
+func (x *ChangeTier) GetTo() Tiering_Tier {
+	if x != nil {
+		return x.To
+	}
+	return Tiering_FREQUENT
+}
+
+func (x *ChangeTier) GetIfAccessedMs() int64 {
+	if x != nil {
+		return x.IfAccessedMs
+	}
+	return 0
+}
+
+// TouchOp says of versions of INTELLIGENT_TIERING when their bytes were asked for, at most 1000. It only ever raises accessed_ms, up to the
+// range's time, so it needs no outcome and may be repeated. Each entry has a result: WrongRange where the key lies elsewhere, else ok, also
+// if there is no such version any more.
+type TouchOp struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Entries       []*TouchEntry          `protobuf:"bytes,1,rep,name=entries,proto3" json:"entries,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TouchOp) Reset() {
+	*x = TouchOp{}
+	mi := &file_proto_metapb_meta_proto_msgTypes[53]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TouchOp) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TouchOp) ProtoMessage() {}
+
+func (x *TouchOp) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_metapb_meta_proto_msgTypes[53]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TouchOp.ProtoReflect.Descriptor instead.
+func (*TouchOp) Descriptor() ([]byte, []int) {
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{53}
+}
+
+func (x *TouchOp) GetEntries() []*TouchEntry {
+	if x != nil {
+		return x.Entries
+	}
+	return nil
+}
+
+type TouchEntry struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Bucket        uint64                 `protobuf:"varint,1,opt,name=bucket,proto3" json:"bucket,omitempty"`
+	Key           []byte                 `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
+	VersionSeq    uint64                 `protobuf:"varint,3,opt,name=version_seq,json=versionSeq,proto3" json:"version_seq,omitempty"`
+	VersionNonce  uint64                 `protobuf:"fixed64,4,opt,name=version_nonce,json=versionNonce,proto3" json:"version_nonce,omitempty"`
+	AccessedMs    int64                  `protobuf:"varint,5,opt,name=accessed_ms,json=accessedMs,proto3" json:"accessed_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TouchEntry) Reset() {
+	*x = TouchEntry{}
+	mi := &file_proto_metapb_meta_proto_msgTypes[54]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TouchEntry) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TouchEntry) ProtoMessage() {}
+
+func (x *TouchEntry) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_metapb_meta_proto_msgTypes[54]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TouchEntry.ProtoReflect.Descriptor instead.
+func (*TouchEntry) Descriptor() ([]byte, []int) {
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{54}
+}
+
+func (x *TouchEntry) GetBucket() uint64 {
+	if x != nil {
+		return x.Bucket
+	}
+	return 0
+}
+
+func (x *TouchEntry) GetKey() []byte {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *TouchEntry) GetVersionSeq() uint64 {
+	if x != nil {
+		return x.VersionSeq
+	}
+	return 0
+}
+
+func (x *TouchEntry) GetVersionNonce() uint64 {
+	if x != nil {
+		return x.VersionNonce
+	}
+	return 0
+}
+
+func (x *TouchEntry) GetAccessedMs() int64 {
+	if x != nil {
+		return x.AccessedMs
+	}
+	return 0
+}
+
 // ExpireOp carries out what a lifecycle rule decided, at most 1000 entries. The decision was made by the bucket's
 // configuration of config_generation: Conflict for all if the bucket's row is of another one. Each entry has a result: Conflict where what was
 // decided about is not what is there now, ObjectLocked where a lock keeps it.
@@ -4110,7 +5525,7 @@ type ExpireOp struct {
 
 func (x *ExpireOp) Reset() {
 	*x = ExpireOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[43]
+	mi := &file_proto_metapb_meta_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4122,7 +5537,7 @@ func (x *ExpireOp) String() string {
 func (*ExpireOp) ProtoMessage() {}
 
 func (x *ExpireOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[43]
+	mi := &file_proto_metapb_meta_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4135,7 +5550,7 @@ func (x *ExpireOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExpireOp.ProtoReflect.Descriptor instead.
 func (*ExpireOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{43}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ExpireOp) GetBucket() uint64 {
@@ -4167,13 +5582,14 @@ type ExpireEntry struct {
 	VersionNonce  uint64                 `protobuf:"fixed64,4,opt,name=version_nonce,json=versionNonce,proto3" json:"version_nonce,omitempty"` // likewise
 	MarkerNonce   uint64                 `protobuf:"fixed64,5,opt,name=marker_nonce,json=markerNonce,proto3" json:"marker_nonce,omitempty"`    // for the delete marker it may create
 	MarkerOwner   string                 `protobuf:"bytes,6,opt,name=marker_owner,json=markerOwner,proto3" json:"marker_owner,omitempty"`      // likewise
+	TagsHash      uint64                 `protobuf:"fixed64,7,opt,name=tags_hash,json=tagsHash,proto3" json:"tags_hash,omitempty"`             // rangestate.TagsHash of the tags that it was decided by; 0: there were none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ExpireEntry) Reset() {
 	*x = ExpireEntry{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[44]
+	mi := &file_proto_metapb_meta_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4185,7 +5601,7 @@ func (x *ExpireEntry) String() string {
 func (*ExpireEntry) ProtoMessage() {}
 
 func (x *ExpireEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[44]
+	mi := &file_proto_metapb_meta_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4198,7 +5614,7 @@ func (x *ExpireEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExpireEntry.ProtoReflect.Descriptor instead.
 func (*ExpireEntry) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{44}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *ExpireEntry) GetWhat() ExpireEntry_What {
@@ -4243,6 +5659,13 @@ func (x *ExpireEntry) GetMarkerOwner() string {
 	return ""
 }
 
+func (x *ExpireEntry) GetTagsHash() uint64 {
+	if x != nil {
+		return x.TagsHash
+	}
+	return 0
+}
+
 type DropGarbageOp struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ids           []*GarbageID           `protobuf:"bytes,1,rep,name=ids,proto3" json:"ids,omitempty"`
@@ -4252,7 +5675,7 @@ type DropGarbageOp struct {
 
 func (x *DropGarbageOp) Reset() {
 	*x = DropGarbageOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[45]
+	mi := &file_proto_metapb_meta_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4264,7 +5687,7 @@ func (x *DropGarbageOp) String() string {
 func (*DropGarbageOp) ProtoMessage() {}
 
 func (x *DropGarbageOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[45]
+	mi := &file_proto_metapb_meta_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4277,7 +5700,7 @@ func (x *DropGarbageOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropGarbageOp.ProtoReflect.Descriptor instead.
 func (*DropGarbageOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{45}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *DropGarbageOp) GetIds() []*GarbageID {
@@ -4297,7 +5720,7 @@ type GarbageID struct {
 
 func (x *GarbageID) Reset() {
 	*x = GarbageID{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[46]
+	mi := &file_proto_metapb_meta_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4309,7 +5732,7 @@ func (x *GarbageID) String() string {
 func (*GarbageID) ProtoMessage() {}
 
 func (x *GarbageID) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[46]
+	mi := &file_proto_metapb_meta_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4322,7 +5745,7 @@ func (x *GarbageID) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GarbageID.ProtoReflect.Descriptor instead.
 func (*GarbageID) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{46}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *GarbageID) GetSeq() uint64 {
@@ -4352,7 +5775,7 @@ type ExpandDoomedOp struct {
 
 func (x *ExpandDoomedOp) Reset() {
 	*x = ExpandDoomedOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[47]
+	mi := &file_proto_metapb_meta_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4364,7 +5787,7 @@ func (x *ExpandDoomedOp) String() string {
 func (*ExpandDoomedOp) ProtoMessage() {}
 
 func (x *ExpandDoomedOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[47]
+	mi := &file_proto_metapb_meta_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4377,7 +5800,7 @@ func (x *ExpandDoomedOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExpandDoomedOp.ProtoReflect.Descriptor instead.
 func (*ExpandDoomedOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{47}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *ExpandDoomedOp) GetRowsMax() uint32 {
@@ -4405,7 +5828,7 @@ type DoomedID struct {
 
 func (x *DoomedID) Reset() {
 	*x = DoomedID{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[48]
+	mi := &file_proto_metapb_meta_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4417,7 +5840,7 @@ func (x *DoomedID) String() string {
 func (*DoomedID) ProtoMessage() {}
 
 func (x *DoomedID) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[48]
+	mi := &file_proto_metapb_meta_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4430,7 +5853,7 @@ func (x *DoomedID) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoomedID.ProtoReflect.Descriptor instead.
 func (*DoomedID) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{48}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *DoomedID) GetBucket() uint64 {
@@ -4463,7 +5886,7 @@ type SweepOp struct {
 
 func (x *SweepOp) Reset() {
 	*x = SweepOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[49]
+	mi := &file_proto_metapb_meta_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4475,7 +5898,7 @@ func (x *SweepOp) String() string {
 func (*SweepOp) ProtoMessage() {}
 
 func (x *SweepOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[49]
+	mi := &file_proto_metapb_meta_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4488,7 +5911,7 @@ func (x *SweepOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SweepOp.ProtoReflect.Descriptor instead.
 func (*SweepOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{49}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *SweepOp) GetRowsMax() uint32 {
@@ -4507,7 +5930,7 @@ type DropRepairOp struct {
 
 func (x *DropRepairOp) Reset() {
 	*x = DropRepairOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[50]
+	mi := &file_proto_metapb_meta_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4519,7 +5942,7 @@ func (x *DropRepairOp) String() string {
 func (*DropRepairOp) ProtoMessage() {}
 
 func (x *DropRepairOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[50]
+	mi := &file_proto_metapb_meta_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4532,7 +5955,7 @@ func (x *DropRepairOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropRepairOp.ProtoReflect.Descriptor instead.
 func (*DropRepairOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{50}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *DropRepairOp) GetIds() []*RepairID {
@@ -4553,7 +5976,7 @@ type RepairID struct {
 
 func (x *RepairID) Reset() {
 	*x = RepairID{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[51]
+	mi := &file_proto_metapb_meta_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4565,7 +5988,7 @@ func (x *RepairID) String() string {
 func (*RepairID) ProtoMessage() {}
 
 func (x *RepairID) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[51]
+	mi := &file_proto_metapb_meta_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4578,7 +6001,7 @@ func (x *RepairID) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RepairID.ProtoReflect.Descriptor instead.
 func (*RepairID) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{51}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *RepairID) GetBucket() uint64 {
@@ -4610,7 +6033,7 @@ type TickOp struct {
 
 func (x *TickOp) Reset() {
 	*x = TickOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[52]
+	mi := &file_proto_metapb_meta_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4622,7 +6045,7 @@ func (x *TickOp) String() string {
 func (*TickOp) ProtoMessage() {}
 
 func (x *TickOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[52]
+	mi := &file_proto_metapb_meta_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4635,7 +6058,440 @@ func (x *TickOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TickOp.ProtoReflect.Descriptor instead.
 func (*TickOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{52}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{64}
+}
+
+// AckEventsOp moves the cursor of a target on. Conflict: it is not at from any more, or to lies behind the newest event.
+type AckEventsOp struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Target        string                 `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
+	From          uint64                 `protobuf:"varint,2,opt,name=from,proto3" json:"from,omitempty"` // the cursor as it was read
+	To            uint64                 `protobuf:"varint,3,opt,name=to,proto3" json:"to,omitempty"`
+	Dead          []*DeadEvent           `protobuf:"bytes,4,rep,name=dead,proto3" json:"dead,omitempty"`        // of those in between: refused by the target for good; in order, at most 1000
+	Dropped       bool                   `protobuf:"varint,5,opt,name=dropped,proto3" json:"dropped,omitempty"` // all in between were given up, not delivered
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AckEventsOp) Reset() {
+	*x = AckEventsOp{}
+	mi := &file_proto_metapb_meta_proto_msgTypes[65]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AckEventsOp) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AckEventsOp) ProtoMessage() {}
+
+func (x *AckEventsOp) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_metapb_meta_proto_msgTypes[65]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AckEventsOp.ProtoReflect.Descriptor instead.
+func (*AckEventsOp) Descriptor() ([]byte, []int) {
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{65}
+}
+
+func (x *AckEventsOp) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *AckEventsOp) GetFrom() uint64 {
+	if x != nil {
+		return x.From
+	}
+	return 0
+}
+
+func (x *AckEventsOp) GetTo() uint64 {
+	if x != nil {
+		return x.To
+	}
+	return 0
+}
+
+func (x *AckEventsOp) GetDead() []*DeadEvent {
+	if x != nil {
+		return x.Dead
+	}
+	return nil
+}
+
+func (x *AckEventsOp) GetDropped() bool {
+	if x != nil {
+		return x.Dropped
+	}
+	return false
+}
+
+type DeadEvent struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Seq           uint64                 `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
+	Error         string                 `protobuf:"bytes,2,opt,name=error,proto3" json:"error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeadEvent) Reset() {
+	*x = DeadEvent{}
+	mi := &file_proto_metapb_meta_proto_msgTypes[66]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeadEvent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeadEvent) ProtoMessage() {}
+
+func (x *DeadEvent) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_metapb_meta_proto_msgTypes[66]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeadEvent.ProtoReflect.Descriptor instead.
+func (*DeadEvent) Descriptor() ([]byte, []int) {
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{66}
+}
+
+func (x *DeadEvent) GetSeq() uint64 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
+}
+
+func (x *DeadEvent) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+type HoldEventsOp struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Target        string                 `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
+	Held          bool                   `protobuf:"varint,2,opt,name=held,proto3" json:"held,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HoldEventsOp) Reset() {
+	*x = HoldEventsOp{}
+	mi := &file_proto_metapb_meta_proto_msgTypes[67]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HoldEventsOp) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HoldEventsOp) ProtoMessage() {}
+
+func (x *HoldEventsOp) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_metapb_meta_proto_msgTypes[67]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HoldEventsOp.ProtoReflect.Descriptor instead.
+func (*HoldEventsOp) Descriptor() ([]byte, []int) {
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{67}
+}
+
+func (x *HoldEventsOp) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *HoldEventsOp) GetHeld() bool {
+	if x != nil {
+		return x.Held
+	}
+	return false
+}
+
+type TrimEventsOp struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	To            uint64                 `protobuf:"varint,1,opt,name=to,proto3" json:"to,omitempty"`
+	RowsMax       uint32                 `protobuf:"varint,2,opt,name=rows_max,json=rowsMax,proto3" json:"rows_max,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TrimEventsOp) Reset() {
+	*x = TrimEventsOp{}
+	mi := &file_proto_metapb_meta_proto_msgTypes[68]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TrimEventsOp) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TrimEventsOp) ProtoMessage() {}
+
+func (x *TrimEventsOp) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_metapb_meta_proto_msgTypes[68]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TrimEventsOp.ProtoReflect.Descriptor instead.
+func (*TrimEventsOp) Descriptor() ([]byte, []int) {
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{68}
+}
+
+func (x *TrimEventsOp) GetTo() uint64 {
+	if x != nil {
+		return x.To
+	}
+	return 0
+}
+
+func (x *TrimEventsOp) GetRowsMax() uint32 {
+	if x != nil {
+		return x.RowsMax
+	}
+	return 0
+}
+
+type FireTimersOp struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ids           []*EventTimerID        `protobuf:"bytes,1,rep,name=ids,proto3" json:"ids,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FireTimersOp) Reset() {
+	*x = FireTimersOp{}
+	mi := &file_proto_metapb_meta_proto_msgTypes[69]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FireTimersOp) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FireTimersOp) ProtoMessage() {}
+
+func (x *FireTimersOp) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_metapb_meta_proto_msgTypes[69]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FireTimersOp.ProtoReflect.Descriptor instead.
+func (*FireTimersOp) Descriptor() ([]byte, []int) {
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{69}
+}
+
+func (x *FireTimersOp) GetIds() []*EventTimerID {
+	if x != nil {
+		return x.Ids
+	}
+	return nil
+}
+
+type EventTimerID struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Bucket        uint64                 `protobuf:"varint,1,opt,name=bucket,proto3" json:"bucket,omitempty"`
+	Key           []byte                 `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
+	VersionSeq    uint64                 `protobuf:"varint,3,opt,name=version_seq,json=versionSeq,proto3" json:"version_seq,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EventTimerID) Reset() {
+	*x = EventTimerID{}
+	mi := &file_proto_metapb_meta_proto_msgTypes[70]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EventTimerID) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EventTimerID) ProtoMessage() {}
+
+func (x *EventTimerID) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_metapb_meta_proto_msgTypes[70]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EventTimerID.ProtoReflect.Descriptor instead.
+func (*EventTimerID) Descriptor() ([]byte, []int) {
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{70}
+}
+
+func (x *EventTimerID) GetBucket() uint64 {
+	if x != nil {
+		return x.Bucket
+	}
+	return 0
+}
+
+func (x *EventTimerID) GetKey() []byte {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *EventTimerID) GetVersionSeq() uint64 {
+	if x != nil {
+		return x.VersionSeq
+	}
+	return 0
+}
+
+type DropDeadEventsOp struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Target        string                 `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
+	Seqs          []uint64               `protobuf:"varint,2,rep,packed,name=seqs,proto3" json:"seqs,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DropDeadEventsOp) Reset() {
+	*x = DropDeadEventsOp{}
+	mi := &file_proto_metapb_meta_proto_msgTypes[71]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DropDeadEventsOp) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DropDeadEventsOp) ProtoMessage() {}
+
+func (x *DropDeadEventsOp) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_metapb_meta_proto_msgTypes[71]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DropDeadEventsOp.ProtoReflect.Descriptor instead.
+func (*DropDeadEventsOp) Descriptor() ([]byte, []int) {
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{71}
+}
+
+func (x *DropDeadEventsOp) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *DropDeadEventsOp) GetSeqs() []uint64 {
+	if x != nil {
+		return x.Seqs
+	}
+	return nil
+}
+
+type EventsReadyOp struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	WaitSeq       uint64                 `protobuf:"varint,1,opt,name=wait_seq,json=waitSeq,proto3" json:"wait_seq,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EventsReadyOp) Reset() {
+	*x = EventsReadyOp{}
+	mi := &file_proto_metapb_meta_proto_msgTypes[72]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EventsReadyOp) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EventsReadyOp) ProtoMessage() {}
+
+func (x *EventsReadyOp) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_metapb_meta_proto_msgTypes[72]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EventsReadyOp.ProtoReflect.Descriptor instead.
+func (*EventsReadyOp) Descriptor() ([]byte, []int) {
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{72}
+}
+
+func (x *EventsReadyOp) GetWaitSeq() uint64 {
+	if x != nil {
+		return x.WaitSeq
+	}
+	return 0
 }
 
 // RangeResult answers a RangeCommand.
@@ -4663,13 +6519,14 @@ type RangeResult struct {
 	ModifiedMs    int64       `protobuf:"varint,18,opt,name=modified_ms,json=modifiedMs,proto3" json:"modified_ms,omitempty"`      // of the version named, after UpdateVersion
 	Restored      bool        `protobuf:"varint,19,opt,name=restored,proto3" json:"restored,omitempty"`                            // it could be read already: only the end of that was set anew
 	StorageClass  string      `protobuf:"bytes,20,opt,name=storage_class,json=storageClass,proto3" json:"storage_class,omitempty"` // of the version, with InvalidObjectState
+	Events        bool        `protobuf:"varint,21,opt,name=events,proto3" json:"events,omitempty"`                                // it wrote events
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RangeResult) Reset() {
 	*x = RangeResult{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[53]
+	mi := &file_proto_metapb_meta_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4681,7 +6538,7 @@ func (x *RangeResult) String() string {
 func (*RangeResult) ProtoMessage() {}
 
 func (x *RangeResult) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[53]
+	mi := &file_proto_metapb_meta_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4694,7 +6551,7 @@ func (x *RangeResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RangeResult.ProtoReflect.Descriptor instead.
 func (*RangeResult) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{53}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *RangeResult) GetKind() uint32 {
@@ -4837,6 +6694,13 @@ func (x *RangeResult) GetStorageClass() string {
 	return ""
 }
 
+func (x *RangeResult) GetEvents() bool {
+	if x != nil {
+		return x.Events
+	}
+	return false
+}
+
 type SysDrive struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            []byte                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -4853,7 +6717,7 @@ type SysDrive struct {
 
 func (x *SysDrive) Reset() {
 	*x = SysDrive{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[54]
+	mi := &file_proto_metapb_meta_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4865,7 +6729,7 @@ func (x *SysDrive) String() string {
 func (*SysDrive) ProtoMessage() {}
 
 func (x *SysDrive) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[54]
+	mi := &file_proto_metapb_meta_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4878,7 +6742,7 @@ func (x *SysDrive) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SysDrive.ProtoReflect.Descriptor instead.
 func (*SysDrive) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{54}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *SysDrive) GetId() []byte {
@@ -4953,7 +6817,7 @@ type SysPG struct {
 
 func (x *SysPG) Reset() {
 	*x = SysPG{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[55]
+	mi := &file_proto_metapb_meta_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4965,7 +6829,7 @@ func (x *SysPG) String() string {
 func (*SysPG) ProtoMessage() {}
 
 func (x *SysPG) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[55]
+	mi := &file_proto_metapb_meta_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4978,7 +6842,7 @@ func (x *SysPG) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SysPG.ProtoReflect.Descriptor instead.
 func (*SysPG) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{55}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *SysPG) GetId() uint32 {
@@ -5051,7 +6915,7 @@ type SysGroup struct {
 
 func (x *SysGroup) Reset() {
 	*x = SysGroup{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[56]
+	mi := &file_proto_metapb_meta_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5063,7 +6927,7 @@ func (x *SysGroup) String() string {
 func (*SysGroup) ProtoMessage() {}
 
 func (x *SysGroup) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[56]
+	mi := &file_proto_metapb_meta_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5076,7 +6940,7 @@ func (x *SysGroup) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SysGroup.ProtoReflect.Descriptor instead.
 func (*SysGroup) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{56}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *SysGroup) GetId() uint64 {
@@ -5133,7 +6997,7 @@ type SysReplica struct {
 
 func (x *SysReplica) Reset() {
 	*x = SysReplica{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[57]
+	mi := &file_proto_metapb_meta_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5145,7 +7009,7 @@ func (x *SysReplica) String() string {
 func (*SysReplica) ProtoMessage() {}
 
 func (x *SysReplica) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[57]
+	mi := &file_proto_metapb_meta_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5158,7 +7022,7 @@ func (x *SysReplica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SysReplica.ProtoReflect.Descriptor instead.
 func (*SysReplica) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{57}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *SysReplica) GetId() string {
@@ -5208,7 +7072,7 @@ type SysNode struct {
 
 func (x *SysNode) Reset() {
 	*x = SysNode{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[58]
+	mi := &file_proto_metapb_meta_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5220,7 +7084,7 @@ func (x *SysNode) String() string {
 func (*SysNode) ProtoMessage() {}
 
 func (x *SysNode) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[58]
+	mi := &file_proto_metapb_meta_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5233,7 +7097,7 @@ func (x *SysNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SysNode.ProtoReflect.Descriptor instead.
 func (*SysNode) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{58}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *SysNode) GetId() string {
@@ -5319,7 +7183,7 @@ type SysToken struct {
 
 func (x *SysToken) Reset() {
 	*x = SysToken{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[59]
+	mi := &file_proto_metapb_meta_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5331,7 +7195,7 @@ func (x *SysToken) String() string {
 func (*SysToken) ProtoMessage() {}
 
 func (x *SysToken) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[59]
+	mi := &file_proto_metapb_meta_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5344,7 +7208,7 @@ func (x *SysToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SysToken.ProtoReflect.Descriptor instead.
 func (*SysToken) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{59}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *SysToken) GetId() []byte {
@@ -5386,7 +7250,7 @@ type SysCA struct {
 
 func (x *SysCA) Reset() {
 	*x = SysCA{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[60]
+	mi := &file_proto_metapb_meta_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5398,7 +7262,7 @@ func (x *SysCA) String() string {
 func (*SysCA) ProtoMessage() {}
 
 func (x *SysCA) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[60]
+	mi := &file_proto_metapb_meta_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5411,7 +7275,7 @@ func (x *SysCA) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SysCA.ProtoReflect.Descriptor instead.
 func (*SysCA) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{60}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *SysCA) GetFormat() uint32 {
@@ -5442,7 +7306,7 @@ type SysTopology struct {
 
 func (x *SysTopology) Reset() {
 	*x = SysTopology{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[61]
+	mi := &file_proto_metapb_meta_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5454,7 +7318,7 @@ func (x *SysTopology) String() string {
 func (*SysTopology) ProtoMessage() {}
 
 func (x *SysTopology) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[61]
+	mi := &file_proto_metapb_meta_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5467,7 +7331,7 @@ func (x *SysTopology) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SysTopology.ProtoReflect.Descriptor instead.
 func (*SysTopology) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{61}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *SysTopology) GetStore() *SysStore {
@@ -5523,13 +7387,15 @@ type SysBucket struct {
 	PublicAccessBlock   *PublicAccessBlock     `protobuf:"bytes,14,opt,name=public_access_block,json=publicAccessBlock,proto3" json:"public_access_block,omitempty"`        // absent: none was put
 	NoOwnershipControls bool                   `protobuf:"varint,15,opt,name=no_ownership_controls,json=noOwnershipControls,proto3" json:"no_ownership_controls,omitempty"` // they were deleted: the bucket is its owner's all the same
 	Lifecycle           *LifecycleConfig       `protobuf:"bytes,16,opt,name=lifecycle,proto3" json:"lifecycle,omitempty"`                                                   // absent: none was put
+	Tiering             []*TieringConfig       `protobuf:"bytes,17,rep,name=tiering,proto3" json:"tiering,omitempty"`                                                       // in order of their ids
+	Notification        *NotificationConfig    `protobuf:"bytes,18,opt,name=notification,proto3" json:"notification,omitempty"`                                             // absent: none was put
 	unknownFields       protoimpl.UnknownFields
 	sizeCache           protoimpl.SizeCache
 }
 
 func (x *SysBucket) Reset() {
 	*x = SysBucket{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[62]
+	mi := &file_proto_metapb_meta_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5541,7 +7407,7 @@ func (x *SysBucket) String() string {
 func (*SysBucket) ProtoMessage() {}
 
 func (x *SysBucket) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[62]
+	mi := &file_proto_metapb_meta_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5554,7 +7420,7 @@ func (x *SysBucket) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SysBucket.ProtoReflect.Descriptor instead.
 func (*SysBucket) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{62}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *SysBucket) GetFormat() uint32 {
@@ -5669,6 +7535,283 @@ func (x *SysBucket) GetLifecycle() *LifecycleConfig {
 	return nil
 }
 
+func (x *SysBucket) GetTiering() []*TieringConfig {
+	if x != nil {
+		return x.Tiering
+	}
+	return nil
+}
+
+func (x *SysBucket) GetNotification() *NotificationConfig {
+	if x != nil {
+		return x.Notification
+	}
+	return nil
+}
+
+// SysTarget is a destination of events. Its name stands at the end of ARNs.
+type SysTarget struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Format        uint32                 `protobuf:"varint,1,opt,name=format,proto3" json:"format,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Kind          string                 `protobuf:"bytes,3,opt,name=kind,proto3" json:"kind,omitempty"`                             // webhook, nats, kafka, amqp, redis, mqtt, postgres, sqs, sns, lambda, or log: kept and never sent
+	Settings      []*KV                  `protobuf:"bytes,4,rep,name=settings,proto3" json:"settings,omitempty"`                     // in order of their names
+	Secrets       []*SealedKV            `protobuf:"bytes,5,rep,name=secrets,proto3" json:"secrets,omitempty"`                       // likewise
+	CreatedMs     int64                  `protobuf:"varint,6,opt,name=created_ms,json=createdMs,proto3" json:"created_ms,omitempty"` // group time
+	Generation    uint64                 `protobuf:"varint,7,opt,name=generation,proto3" json:"generation,omitempty"`                // counts its changes
+	QueueMax      uint64                 `protobuf:"varint,8,opt,name=queue_max,json=queueMax,proto3" json:"queue_max,omitempty"`    // events that may wait for it in one range; 0: the default
+	WhenFull      WhenFull               `protobuf:"varint,9,opt,name=when_full,json=whenFull,proto3,enum=cairn.meta.v1.WhenFull" json:"when_full,omitempty"`
+	AgeMaxMs      int64                  `protobuf:"varint,10,opt,name=age_max_ms,json=ageMaxMs,proto3" json:"age_max_ms,omitempty"`        // older ones are given up; 0: the default
+	CloudEvents   bool                   `protobuf:"varint,11,opt,name=cloud_events,json=cloudEvents,proto3" json:"cloud_events,omitempty"` // CloudEvents instead of S3's records
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SysTarget) Reset() {
+	*x = SysTarget{}
+	mi := &file_proto_metapb_meta_proto_msgTypes[83]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SysTarget) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SysTarget) ProtoMessage() {}
+
+func (x *SysTarget) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_metapb_meta_proto_msgTypes[83]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SysTarget.ProtoReflect.Descriptor instead.
+func (*SysTarget) Descriptor() ([]byte, []int) {
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{83}
+}
+
+func (x *SysTarget) GetFormat() uint32 {
+	if x != nil {
+		return x.Format
+	}
+	return 0
+}
+
+func (x *SysTarget) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *SysTarget) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *SysTarget) GetSettings() []*KV {
+	if x != nil {
+		return x.Settings
+	}
+	return nil
+}
+
+func (x *SysTarget) GetSecrets() []*SealedKV {
+	if x != nil {
+		return x.Secrets
+	}
+	return nil
+}
+
+func (x *SysTarget) GetCreatedMs() int64 {
+	if x != nil {
+		return x.CreatedMs
+	}
+	return 0
+}
+
+func (x *SysTarget) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *SysTarget) GetQueueMax() uint64 {
+	if x != nil {
+		return x.QueueMax
+	}
+	return 0
+}
+
+func (x *SysTarget) GetWhenFull() WhenFull {
+	if x != nil {
+		return x.WhenFull
+	}
+	return WhenFull_DROP_OLDEST
+}
+
+func (x *SysTarget) GetAgeMaxMs() int64 {
+	if x != nil {
+		return x.AgeMaxMs
+	}
+	return 0
+}
+
+func (x *SysTarget) GetCloudEvents() bool {
+	if x != nil {
+		return x.CloudEvents
+	}
+	return false
+}
+
+// SealedKV is a setting that is a secret: the value is sealed by the store's key.
+type SealedKV struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Sealed        []byte                 `protobuf:"bytes,2,opt,name=sealed,proto3" json:"sealed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SealedKV) Reset() {
+	*x = SealedKV{}
+	mi := &file_proto_metapb_meta_proto_msgTypes[84]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SealedKV) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SealedKV) ProtoMessage() {}
+
+func (x *SealedKV) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_metapb_meta_proto_msgTypes[84]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SealedKV.ProtoReflect.Descriptor instead.
+func (*SealedKV) Descriptor() ([]byte, []int) {
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{84}
+}
+
+func (x *SealedKV) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *SealedKV) GetSealed() []byte {
+	if x != nil {
+		return x.Sealed
+	}
+	return nil
+}
+
+// TieringConfig is S3's IntelligentTieringConfiguration, checked when it was put: when the objects that it is for go to which archive tier.
+type TieringConfig struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Id              string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Disabled        bool                   `protobuf:"varint,2,opt,name=disabled,proto3" json:"disabled,omitempty"`
+	Filter          *LifecycleFilter       `protobuf:"bytes,3,opt,name=filter,proto3" json:"filter,omitempty"`                               // prefix and tags; absent: it was absent
+	ArchiveDays     uint32                 `protobuf:"varint,4,opt,name=archive_days,json=archiveDays,proto3" json:"archive_days,omitempty"` // without access; 0: not to that tier
+	DeepArchiveDays uint32                 `protobuf:"varint,5,opt,name=deep_archive_days,json=deepArchiveDays,proto3" json:"deep_archive_days,omitempty"`
+	DeepFirst       bool                   `protobuf:"varint,6,opt,name=deep_first,json=deepFirst,proto3" json:"deep_first,omitempty"` // how it was written, for who reads it back
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *TieringConfig) Reset() {
+	*x = TieringConfig{}
+	mi := &file_proto_metapb_meta_proto_msgTypes[85]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TieringConfig) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TieringConfig) ProtoMessage() {}
+
+func (x *TieringConfig) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_metapb_meta_proto_msgTypes[85]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TieringConfig.ProtoReflect.Descriptor instead.
+func (*TieringConfig) Descriptor() ([]byte, []int) {
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{85}
+}
+
+func (x *TieringConfig) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *TieringConfig) GetDisabled() bool {
+	if x != nil {
+		return x.Disabled
+	}
+	return false
+}
+
+func (x *TieringConfig) GetFilter() *LifecycleFilter {
+	if x != nil {
+		return x.Filter
+	}
+	return nil
+}
+
+func (x *TieringConfig) GetArchiveDays() uint32 {
+	if x != nil {
+		return x.ArchiveDays
+	}
+	return 0
+}
+
+func (x *TieringConfig) GetDeepArchiveDays() uint32 {
+	if x != nil {
+		return x.DeepArchiveDays
+	}
+	return 0
+}
+
+func (x *TieringConfig) GetDeepFirst() bool {
+	if x != nil {
+		return x.DeepFirst
+	}
+	return false
+}
+
 // LifecycleConfig is S3's configuration of that name, checked when it was put.
 type LifecycleConfig struct {
 	state                protoimpl.MessageState `protogen:"open.v1"`
@@ -5680,7 +7823,7 @@ type LifecycleConfig struct {
 
 func (x *LifecycleConfig) Reset() {
 	*x = LifecycleConfig{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[63]
+	mi := &file_proto_metapb_meta_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5692,7 +7835,7 @@ func (x *LifecycleConfig) String() string {
 func (*LifecycleConfig) ProtoMessage() {}
 
 func (x *LifecycleConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[63]
+	mi := &file_proto_metapb_meta_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5705,7 +7848,7 @@ func (x *LifecycleConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LifecycleConfig.ProtoReflect.Descriptor instead.
 func (*LifecycleConfig) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{63}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *LifecycleConfig) GetRules() []*LifecycleRule {
@@ -5738,7 +7881,7 @@ type LifecycleRule struct {
 
 func (x *LifecycleRule) Reset() {
 	*x = LifecycleRule{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[64]
+	mi := &file_proto_metapb_meta_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5750,7 +7893,7 @@ func (x *LifecycleRule) String() string {
 func (*LifecycleRule) ProtoMessage() {}
 
 func (x *LifecycleRule) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[64]
+	mi := &file_proto_metapb_meta_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5763,7 +7906,7 @@ func (x *LifecycleRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LifecycleRule.ProtoReflect.Descriptor instead.
 func (*LifecycleRule) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{64}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *LifecycleRule) GetId() string {
@@ -5841,7 +7984,7 @@ type LifecycleFilter struct {
 
 func (x *LifecycleFilter) Reset() {
 	*x = LifecycleFilter{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[65]
+	mi := &file_proto_metapb_meta_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5853,7 +7996,7 @@ func (x *LifecycleFilter) String() string {
 func (*LifecycleFilter) ProtoMessage() {}
 
 func (x *LifecycleFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[65]
+	mi := &file_proto_metapb_meta_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5866,7 +8009,7 @@ func (x *LifecycleFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LifecycleFilter.ProtoReflect.Descriptor instead.
 func (*LifecycleFilter) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{65}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *LifecycleFilter) GetPrefix() string {
@@ -5944,7 +8087,7 @@ type LifecycleTransition struct {
 
 func (x *LifecycleTransition) Reset() {
 	*x = LifecycleTransition{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[66]
+	mi := &file_proto_metapb_meta_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5956,7 +8099,7 @@ func (x *LifecycleTransition) String() string {
 func (*LifecycleTransition) ProtoMessage() {}
 
 func (x *LifecycleTransition) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[66]
+	mi := &file_proto_metapb_meta_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5969,7 +8112,7 @@ func (x *LifecycleTransition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LifecycleTransition.ProtoReflect.Descriptor instead.
 func (*LifecycleTransition) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{66}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *LifecycleTransition) GetDays() uint32 {
@@ -6011,7 +8154,7 @@ type LifecycleExpiration struct {
 
 func (x *LifecycleExpiration) Reset() {
 	*x = LifecycleExpiration{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[67]
+	mi := &file_proto_metapb_meta_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6023,7 +8166,7 @@ func (x *LifecycleExpiration) String() string {
 func (*LifecycleExpiration) ProtoMessage() {}
 
 func (x *LifecycleExpiration) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[67]
+	mi := &file_proto_metapb_meta_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6036,7 +8179,7 @@ func (x *LifecycleExpiration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LifecycleExpiration.ProtoReflect.Descriptor instead.
 func (*LifecycleExpiration) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{67}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *LifecycleExpiration) GetDays() uint32 {
@@ -6070,7 +8213,7 @@ type LifecycleNoncurrentExpiration struct {
 
 func (x *LifecycleNoncurrentExpiration) Reset() {
 	*x = LifecycleNoncurrentExpiration{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[68]
+	mi := &file_proto_metapb_meta_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6082,7 +8225,7 @@ func (x *LifecycleNoncurrentExpiration) String() string {
 func (*LifecycleNoncurrentExpiration) ProtoMessage() {}
 
 func (x *LifecycleNoncurrentExpiration) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[68]
+	mi := &file_proto_metapb_meta_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6095,7 +8238,7 @@ func (x *LifecycleNoncurrentExpiration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LifecycleNoncurrentExpiration.ProtoReflect.Descriptor instead.
 func (*LifecycleNoncurrentExpiration) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{68}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *LifecycleNoncurrentExpiration) GetDays() uint32 {
@@ -6112,6 +8255,143 @@ func (x *LifecycleNoncurrentExpiration) GetNewerNoncurrent() uint32 {
 	return 0
 }
 
+// NotificationConfig is S3's NotificationConfiguration, checked when it was put: no two rules want one event of one key.
+type NotificationConfig struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Rules         []*NotificationRule    `protobuf:"bytes,1,rep,name=rules,proto3" json:"rules,omitempty"`                                 // as they were written, in their order
+	EventBridge   bool                   `protobuf:"varint,2,opt,name=event_bridge,json=eventBridge,proto3" json:"event_bridge,omitempty"` // all events go to the store's default bus, whatever the rules say
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NotificationConfig) Reset() {
+	*x = NotificationConfig{}
+	mi := &file_proto_metapb_meta_proto_msgTypes[92]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NotificationConfig) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NotificationConfig) ProtoMessage() {}
+
+func (x *NotificationConfig) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_metapb_meta_proto_msgTypes[92]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NotificationConfig.ProtoReflect.Descriptor instead.
+func (*NotificationConfig) Descriptor() ([]byte, []int) {
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{92}
+}
+
+func (x *NotificationConfig) GetRules() []*NotificationRule {
+	if x != nil {
+		return x.Rules
+	}
+	return nil
+}
+
+func (x *NotificationConfig) GetEventBridge() bool {
+	if x != nil {
+		return x.EventBridge
+	}
+	return false
+}
+
+type NotificationRule struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Kind          NotificationRule_Kind  `protobuf:"varint,2,opt,name=kind,proto3,enum=cairn.meta.v1.NotificationRule_Kind" json:"kind,omitempty"`
+	Arn           string                 `protobuf:"bytes,3,opt,name=arn,proto3" json:"arn,omitempty"`       // of the destination
+	Events        []string               `protobuf:"bytes,4,rep,name=events,proto3" json:"events,omitempty"` // S3's names, with s3:, perhaps with *
+	Prefix        string                 `protobuf:"bytes,5,opt,name=prefix,proto3" json:"prefix,omitempty"` // of the key, written as in a form; empty: every key
+	Suffix        string                 `protobuf:"bytes,6,opt,name=suffix,proto3" json:"suffix,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NotificationRule) Reset() {
+	*x = NotificationRule{}
+	mi := &file_proto_metapb_meta_proto_msgTypes[93]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NotificationRule) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NotificationRule) ProtoMessage() {}
+
+func (x *NotificationRule) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_metapb_meta_proto_msgTypes[93]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NotificationRule.ProtoReflect.Descriptor instead.
+func (*NotificationRule) Descriptor() ([]byte, []int) {
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{93}
+}
+
+func (x *NotificationRule) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *NotificationRule) GetKind() NotificationRule_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return NotificationRule_KIND_UNKNOWN
+}
+
+func (x *NotificationRule) GetArn() string {
+	if x != nil {
+		return x.Arn
+	}
+	return ""
+}
+
+func (x *NotificationRule) GetEvents() []string {
+	if x != nil {
+		return x.Events
+	}
+	return nil
+}
+
+func (x *NotificationRule) GetPrefix() string {
+	if x != nil {
+		return x.Prefix
+	}
+	return ""
+}
+
+func (x *NotificationRule) GetSuffix() string {
+	if x != nil {
+		return x.Suffix
+	}
+	return ""
+}
+
 // PublicAccessBlock is S3's configuration of that name.
 type PublicAccessBlock struct {
 	state                 protoimpl.MessageState `protogen:"open.v1"`
@@ -6125,7 +8405,7 @@ type PublicAccessBlock struct {
 
 func (x *PublicAccessBlock) Reset() {
 	*x = PublicAccessBlock{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[69]
+	mi := &file_proto_metapb_meta_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6137,7 +8417,7 @@ func (x *PublicAccessBlock) String() string {
 func (*PublicAccessBlock) ProtoMessage() {}
 
 func (x *PublicAccessBlock) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[69]
+	mi := &file_proto_metapb_meta_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6150,7 +8430,7 @@ func (x *PublicAccessBlock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublicAccessBlock.ProtoReflect.Descriptor instead.
 func (*PublicAccessBlock) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{69}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *PublicAccessBlock) GetBlockPublicAcls() bool {
@@ -6193,7 +8473,7 @@ type BucketLock struct {
 
 func (x *BucketLock) Reset() {
 	*x = BucketLock{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[70]
+	mi := &file_proto_metapb_meta_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6205,7 +8485,7 @@ func (x *BucketLock) String() string {
 func (*BucketLock) ProtoMessage() {}
 
 func (x *BucketLock) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[70]
+	mi := &file_proto_metapb_meta_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6218,7 +8498,7 @@ func (x *BucketLock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BucketLock.ProtoReflect.Descriptor instead.
 func (*BucketLock) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{70}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *BucketLock) GetMode() string {
@@ -6258,7 +8538,7 @@ type SysStore struct {
 
 func (x *SysStore) Reset() {
 	*x = SysStore{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[71]
+	mi := &file_proto_metapb_meta_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6270,7 +8550,7 @@ func (x *SysStore) String() string {
 func (*SysStore) ProtoMessage() {}
 
 func (x *SysStore) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[71]
+	mi := &file_proto_metapb_meta_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6283,7 +8563,7 @@ func (x *SysStore) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SysStore.ProtoReflect.Descriptor instead.
 func (*SysStore) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{71}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *SysStore) GetFormat() uint32 {
@@ -6373,6 +8653,8 @@ type SysCommand struct {
 	//	*SysCommand_PutCa
 	//	*SysCommand_SetReplicas
 	//	*SysCommand_ReplicaLost
+	//	*SysCommand_PutTarget
+	//	*SysCommand_RemoveTarget
 	Op            isSysCommand_Op `protobuf_oneof:"op"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -6380,7 +8662,7 @@ type SysCommand struct {
 
 func (x *SysCommand) Reset() {
 	*x = SysCommand{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[72]
+	mi := &file_proto_metapb_meta_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6392,7 +8674,7 @@ func (x *SysCommand) String() string {
 func (*SysCommand) ProtoMessage() {}
 
 func (x *SysCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[72]
+	mi := &file_proto_metapb_meta_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6405,7 +8687,7 @@ func (x *SysCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SysCommand.ProtoReflect.Descriptor instead.
 func (*SysCommand) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{72}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *SysCommand) GetVersion() uint32 {
@@ -6652,6 +8934,24 @@ func (x *SysCommand) GetReplicaLost() *ReplicaLostOp {
 	return nil
 }
 
+func (x *SysCommand) GetPutTarget() *PutTargetOp {
+	if x != nil {
+		if x, ok := x.Op.(*SysCommand_PutTarget); ok {
+			return x.PutTarget
+		}
+	}
+	return nil
+}
+
+func (x *SysCommand) GetRemoveTarget() *RemoveTargetOp {
+	if x != nil {
+		if x, ok := x.Op.(*SysCommand_RemoveTarget); ok {
+			return x.RemoveTarget
+		}
+	}
+	return nil
+}
+
 type isSysCommand_Op interface {
 	isSysCommand_Op()
 }
@@ -6752,6 +9052,14 @@ type SysCommand_ReplicaLost struct {
 	ReplicaLost *ReplicaLostOp `protobuf:"bytes,48,opt,name=replica_lost,json=replicaLost,proto3,oneof"`
 }
 
+type SysCommand_PutTarget struct {
+	PutTarget *PutTargetOp `protobuf:"bytes,60,opt,name=put_target,json=putTarget,proto3,oneof"`
+}
+
+type SysCommand_RemoveTarget struct {
+	RemoveTarget *RemoveTargetOp `protobuf:"bytes,61,opt,name=remove_target,json=removeTarget,proto3,oneof"`
+}
+
 func (*SysCommand_InitStore) isSysCommand_Op() {}
 
 func (*SysCommand_PutDrive) isSysCommand_Op() {}
@@ -6800,6 +9108,10 @@ func (*SysCommand_SetReplicas) isSysCommand_Op() {}
 
 func (*SysCommand_ReplicaLost) isSysCommand_Op() {}
 
+func (*SysCommand_PutTarget) isSysCommand_Op() {}
+
+func (*SysCommand_RemoveTarget) isSysCommand_Op() {}
+
 type InitStoreOp struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	StoreId       string                 `protobuf:"bytes,1,opt,name=store_id,json=storeId,proto3" json:"store_id,omitempty"`
@@ -6814,7 +9126,7 @@ type InitStoreOp struct {
 
 func (x *InitStoreOp) Reset() {
 	*x = InitStoreOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[73]
+	mi := &file_proto_metapb_meta_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6826,7 +9138,7 @@ func (x *InitStoreOp) String() string {
 func (*InitStoreOp) ProtoMessage() {}
 
 func (x *InitStoreOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[73]
+	mi := &file_proto_metapb_meta_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6839,7 +9151,7 @@ func (x *InitStoreOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InitStoreOp.ProtoReflect.Descriptor instead.
 func (*InitStoreOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{73}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *InitStoreOp) GetStoreId() string {
@@ -6893,7 +9205,7 @@ type PutDriveOp struct {
 
 func (x *PutDriveOp) Reset() {
 	*x = PutDriveOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[74]
+	mi := &file_proto_metapb_meta_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6905,7 +9217,7 @@ func (x *PutDriveOp) String() string {
 func (*PutDriveOp) ProtoMessage() {}
 
 func (x *PutDriveOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[74]
+	mi := &file_proto_metapb_meta_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6918,7 +9230,7 @@ func (x *PutDriveOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutDriveOp.ProtoReflect.Descriptor instead.
 func (*PutDriveOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{74}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *PutDriveOp) GetDrive() *SysDrive {
@@ -6938,7 +9250,7 @@ type SetDriveStateOp struct {
 
 func (x *SetDriveStateOp) Reset() {
 	*x = SetDriveStateOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[75]
+	mi := &file_proto_metapb_meta_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6950,7 +9262,7 @@ func (x *SetDriveStateOp) String() string {
 func (*SetDriveStateOp) ProtoMessage() {}
 
 func (x *SetDriveStateOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[75]
+	mi := &file_proto_metapb_meta_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6963,7 +9275,7 @@ func (x *SetDriveStateOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetDriveStateOp.ProtoReflect.Descriptor instead.
 func (*SetDriveStateOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{75}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *SetDriveStateOp) GetDrive() []byte {
@@ -6990,7 +9302,7 @@ type ReplaceDriveOp struct {
 
 func (x *ReplaceDriveOp) Reset() {
 	*x = ReplaceDriveOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[76]
+	mi := &file_proto_metapb_meta_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7002,7 +9314,7 @@ func (x *ReplaceDriveOp) String() string {
 func (*ReplaceDriveOp) ProtoMessage() {}
 
 func (x *ReplaceDriveOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[76]
+	mi := &file_proto_metapb_meta_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7015,7 +9327,7 @@ func (x *ReplaceDriveOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplaceDriveOp.ProtoReflect.Descriptor instead.
 func (*ReplaceDriveOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{76}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *ReplaceDriveOp) GetOld() []byte {
@@ -7041,7 +9353,7 @@ type PutPGsOp struct {
 
 func (x *PutPGsOp) Reset() {
 	*x = PutPGsOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[77]
+	mi := &file_proto_metapb_meta_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7053,7 +9365,7 @@ func (x *PutPGsOp) String() string {
 func (*PutPGsOp) ProtoMessage() {}
 
 func (x *PutPGsOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[77]
+	mi := &file_proto_metapb_meta_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7066,7 +9378,7 @@ func (x *PutPGsOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutPGsOp.ProtoReflect.Descriptor instead.
 func (*PutPGsOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{77}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *PutPGsOp) GetPgs() []*SysPG {
@@ -7086,7 +9398,7 @@ type UpdatePGOp struct {
 
 func (x *UpdatePGOp) Reset() {
 	*x = UpdatePGOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[78]
+	mi := &file_proto_metapb_meta_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7098,7 +9410,7 @@ func (x *UpdatePGOp) String() string {
 func (*UpdatePGOp) ProtoMessage() {}
 
 func (x *UpdatePGOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[78]
+	mi := &file_proto_metapb_meta_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7111,7 +9423,7 @@ func (x *UpdatePGOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdatePGOp.ProtoReflect.Descriptor instead.
 func (*UpdatePGOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{78}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *UpdatePGOp) GetPg() *SysPG {
@@ -7137,7 +9449,7 @@ type PutGroupOp struct {
 
 func (x *PutGroupOp) Reset() {
 	*x = PutGroupOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[79]
+	mi := &file_proto_metapb_meta_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7149,7 +9461,7 @@ func (x *PutGroupOp) String() string {
 func (*PutGroupOp) ProtoMessage() {}
 
 func (x *PutGroupOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[79]
+	mi := &file_proto_metapb_meta_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7162,7 +9474,7 @@ func (x *PutGroupOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutGroupOp.ProtoReflect.Descriptor instead.
 func (*PutGroupOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{79}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *PutGroupOp) GetGroup() *SysGroup {
@@ -7181,7 +9493,7 @@ type CreateBucketOp struct {
 
 func (x *CreateBucketOp) Reset() {
 	*x = CreateBucketOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[80]
+	mi := &file_proto_metapb_meta_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7193,7 +9505,7 @@ func (x *CreateBucketOp) String() string {
 func (*CreateBucketOp) ProtoMessage() {}
 
 func (x *CreateBucketOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[80]
+	mi := &file_proto_metapb_meta_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7206,7 +9518,7 @@ func (x *CreateBucketOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateBucketOp.ProtoReflect.Descriptor instead.
 func (*CreateBucketOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{80}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *CreateBucketOp) GetBucket() *SysBucket {
@@ -7228,7 +9540,7 @@ type SetBucketStateOp struct {
 
 func (x *SetBucketStateOp) Reset() {
 	*x = SetBucketStateOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[81]
+	mi := &file_proto_metapb_meta_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7240,7 +9552,7 @@ func (x *SetBucketStateOp) String() string {
 func (*SetBucketStateOp) ProtoMessage() {}
 
 func (x *SetBucketStateOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[81]
+	mi := &file_proto_metapb_meta_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7253,7 +9565,7 @@ func (x *SetBucketStateOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetBucketStateOp.ProtoReflect.Descriptor instead.
 func (*SetBucketStateOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{81}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *SetBucketStateOp) GetBucket() uint64 {
@@ -7293,7 +9605,7 @@ type RemoveBucketOp struct {
 
 func (x *RemoveBucketOp) Reset() {
 	*x = RemoveBucketOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[82]
+	mi := &file_proto_metapb_meta_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7305,7 +9617,7 @@ func (x *RemoveBucketOp) String() string {
 func (*RemoveBucketOp) ProtoMessage() {}
 
 func (x *RemoveBucketOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[82]
+	mi := &file_proto_metapb_meta_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7318,7 +9630,7 @@ func (x *RemoveBucketOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveBucketOp.ProtoReflect.Descriptor instead.
 func (*RemoveBucketOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{82}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *RemoveBucketOp) GetBucket() uint64 {
@@ -7329,7 +9641,7 @@ func (x *RemoveBucketOp) GetBucket() uint64 {
 }
 
 // SetBucketConfigOp changes what it names of an active bucket's configuration; BucketBusy while the bucket is being created or
-// deleted, InvalidState if what there is forbids it. What ranges decide by (versioning, lock and lifecycle) raises the bucket's
+// deleted, InvalidState if what there is forbids it. What ranges decide by (versioning, lock, lifecycle and tiering) raises the bucket's
 // generation, and the bucket is pending until BucketRowsDone says that every range has the row of that generation.
 type SetBucketConfigOp struct {
 	state             protoimpl.MessageState `protogen:"open.v1"`
@@ -7340,13 +9652,15 @@ type SetBucketConfigOp struct {
 	PublicAccessBlock *SetPublicAccessBlock  `protobuf:"bytes,5,opt,name=public_access_block,json=publicAccessBlock,proto3" json:"public_access_block,omitempty"`
 	OwnershipControls *SetOwnershipControls  `protobuf:"bytes,6,opt,name=ownership_controls,json=ownershipControls,proto3" json:"ownership_controls,omitempty"`
 	Lifecycle         *SetLifecycle          `protobuf:"bytes,7,opt,name=lifecycle,proto3" json:"lifecycle,omitempty"`
+	Tiering           *SetTiering            `protobuf:"bytes,8,opt,name=tiering,proto3" json:"tiering,omitempty"`
+	Notification      *SetNotification       `protobuf:"bytes,9,opt,name=notification,proto3" json:"notification,omitempty"`
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
 
 func (x *SetBucketConfigOp) Reset() {
 	*x = SetBucketConfigOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[83]
+	mi := &file_proto_metapb_meta_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7358,7 +9672,7 @@ func (x *SetBucketConfigOp) String() string {
 func (*SetBucketConfigOp) ProtoMessage() {}
 
 func (x *SetBucketConfigOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[83]
+	mi := &file_proto_metapb_meta_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7371,7 +9685,7 @@ func (x *SetBucketConfigOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetBucketConfigOp.ProtoReflect.Descriptor instead.
 func (*SetBucketConfigOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{83}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *SetBucketConfigOp) GetBucket() uint64 {
@@ -7423,6 +9737,119 @@ func (x *SetBucketConfigOp) GetLifecycle() *SetLifecycle {
 	return nil
 }
 
+func (x *SetBucketConfigOp) GetTiering() *SetTiering {
+	if x != nil {
+		return x.Tiering
+	}
+	return nil
+}
+
+func (x *SetBucketConfigOp) GetNotification() *SetNotification {
+	if x != nil {
+		return x.Notification
+	}
+	return nil
+}
+
+// SetNotification replaces the bucket's notification configuration; NotFound: a target that it names does not exist.
+type SetNotification struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Config        *NotificationConfig    `protobuf:"bytes,1,opt,name=config,proto3" json:"config,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetNotification) Reset() {
+	*x = SetNotification{}
+	mi := &file_proto_metapb_meta_proto_msgTypes[109]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetNotification) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetNotification) ProtoMessage() {}
+
+func (x *SetNotification) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_metapb_meta_proto_msgTypes[109]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetNotification.ProtoReflect.Descriptor instead.
+func (*SetNotification) Descriptor() ([]byte, []int) {
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{109}
+}
+
+func (x *SetNotification) GetConfig() *NotificationConfig {
+	if x != nil {
+		return x.Config
+	}
+	return nil
+}
+
+// SetTiering puts one configuration, in the place of the one with that id if there is one (EntityTooLarge: there are as many as there can be),
+// or removes one (NotFound: there is none).
+type SetTiering struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Put           *TieringConfig         `protobuf:"bytes,1,opt,name=put,proto3" json:"put,omitempty"`
+	Remove        string                 `protobuf:"bytes,2,opt,name=remove,proto3" json:"remove,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetTiering) Reset() {
+	*x = SetTiering{}
+	mi := &file_proto_metapb_meta_proto_msgTypes[110]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetTiering) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetTiering) ProtoMessage() {}
+
+func (x *SetTiering) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_metapb_meta_proto_msgTypes[110]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetTiering.ProtoReflect.Descriptor instead.
+func (*SetTiering) Descriptor() ([]byte, []int) {
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{110}
+}
+
+func (x *SetTiering) GetPut() *TieringConfig {
+	if x != nil {
+		return x.Put
+	}
+	return nil
+}
+
+func (x *SetTiering) GetRemove() string {
+	if x != nil {
+		return x.Remove
+	}
+	return ""
+}
+
 type SetLifecycle struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Config        *LifecycleConfig       `protobuf:"bytes,1,opt,name=config,proto3" json:"config,omitempty"`
@@ -7432,7 +9859,7 @@ type SetLifecycle struct {
 
 func (x *SetLifecycle) Reset() {
 	*x = SetLifecycle{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[84]
+	mi := &file_proto_metapb_meta_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7444,7 +9871,7 @@ func (x *SetLifecycle) String() string {
 func (*SetLifecycle) ProtoMessage() {}
 
 func (x *SetLifecycle) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[84]
+	mi := &file_proto_metapb_meta_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7457,7 +9884,7 @@ func (x *SetLifecycle) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetLifecycle.ProtoReflect.Descriptor instead.
 func (*SetLifecycle) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{84}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{111}
 }
 
 func (x *SetLifecycle) GetConfig() *LifecycleConfig {
@@ -7476,7 +9903,7 @@ type SetPublicAccessBlock struct {
 
 func (x *SetPublicAccessBlock) Reset() {
 	*x = SetPublicAccessBlock{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[85]
+	mi := &file_proto_metapb_meta_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7488,7 +9915,7 @@ func (x *SetPublicAccessBlock) String() string {
 func (*SetPublicAccessBlock) ProtoMessage() {}
 
 func (x *SetPublicAccessBlock) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[85]
+	mi := &file_proto_metapb_meta_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7501,7 +9928,7 @@ func (x *SetPublicAccessBlock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetPublicAccessBlock.ProtoReflect.Descriptor instead.
 func (*SetPublicAccessBlock) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{85}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{112}
 }
 
 func (x *SetPublicAccessBlock) GetBlock() *PublicAccessBlock {
@@ -7520,7 +9947,7 @@ type SetOwnershipControls struct {
 
 func (x *SetOwnershipControls) Reset() {
 	*x = SetOwnershipControls{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[86]
+	mi := &file_proto_metapb_meta_proto_msgTypes[113]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7532,7 +9959,7 @@ func (x *SetOwnershipControls) String() string {
 func (*SetOwnershipControls) ProtoMessage() {}
 
 func (x *SetOwnershipControls) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[86]
+	mi := &file_proto_metapb_meta_proto_msgTypes[113]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7545,7 +9972,7 @@ func (x *SetOwnershipControls) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetOwnershipControls.ProtoReflect.Descriptor instead.
 func (*SetOwnershipControls) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{86}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{113}
 }
 
 func (x *SetOwnershipControls) GetDeleted() bool {
@@ -7565,7 +9992,7 @@ type BucketRowsDoneOp struct {
 
 func (x *BucketRowsDoneOp) Reset() {
 	*x = BucketRowsDoneOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[87]
+	mi := &file_proto_metapb_meta_proto_msgTypes[114]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7577,7 +10004,7 @@ func (x *BucketRowsDoneOp) String() string {
 func (*BucketRowsDoneOp) ProtoMessage() {}
 
 func (x *BucketRowsDoneOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[87]
+	mi := &file_proto_metapb_meta_proto_msgTypes[114]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7590,7 +10017,7 @@ func (x *BucketRowsDoneOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BucketRowsDoneOp.ProtoReflect.Descriptor instead.
 func (*BucketRowsDoneOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{87}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{114}
 }
 
 func (x *BucketRowsDoneOp) GetBucket() uint64 {
@@ -7617,7 +10044,7 @@ type DriveStartedOp struct {
 
 func (x *DriveStartedOp) Reset() {
 	*x = DriveStartedOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[88]
+	mi := &file_proto_metapb_meta_proto_msgTypes[115]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7629,7 +10056,7 @@ func (x *DriveStartedOp) String() string {
 func (*DriveStartedOp) ProtoMessage() {}
 
 func (x *DriveStartedOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[88]
+	mi := &file_proto_metapb_meta_proto_msgTypes[115]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7642,7 +10069,7 @@ func (x *DriveStartedOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DriveStartedOp.ProtoReflect.Descriptor instead.
 func (*DriveStartedOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{88}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{115}
 }
 
 func (x *DriveStartedOp) GetDrive() []byte {
@@ -7669,7 +10096,7 @@ type AddNodeOp struct {
 
 func (x *AddNodeOp) Reset() {
 	*x = AddNodeOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[89]
+	mi := &file_proto_metapb_meta_proto_msgTypes[116]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7681,7 +10108,7 @@ func (x *AddNodeOp) String() string {
 func (*AddNodeOp) ProtoMessage() {}
 
 func (x *AddNodeOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[89]
+	mi := &file_proto_metapb_meta_proto_msgTypes[116]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7694,7 +10121,7 @@ func (x *AddNodeOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddNodeOp.ProtoReflect.Descriptor instead.
 func (*AddNodeOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{89}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{116}
 }
 
 func (x *AddNodeOp) GetNode() *SysNode {
@@ -7725,7 +10152,7 @@ type NodeStartedOp struct {
 
 func (x *NodeStartedOp) Reset() {
 	*x = NodeStartedOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[90]
+	mi := &file_proto_metapb_meta_proto_msgTypes[117]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7737,7 +10164,7 @@ func (x *NodeStartedOp) String() string {
 func (*NodeStartedOp) ProtoMessage() {}
 
 func (x *NodeStartedOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[90]
+	mi := &file_proto_metapb_meta_proto_msgTypes[117]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7750,7 +10177,7 @@ func (x *NodeStartedOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStartedOp.ProtoReflect.Descriptor instead.
 func (*NodeStartedOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{90}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{117}
 }
 
 func (x *NodeStartedOp) GetNode() string {
@@ -7804,7 +10231,7 @@ type NodesDownOp struct {
 
 func (x *NodesDownOp) Reset() {
 	*x = NodesDownOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[91]
+	mi := &file_proto_metapb_meta_proto_msgTypes[118]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7816,7 +10243,7 @@ func (x *NodesDownOp) String() string {
 func (*NodesDownOp) ProtoMessage() {}
 
 func (x *NodesDownOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[91]
+	mi := &file_proto_metapb_meta_proto_msgTypes[118]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7829,7 +10256,7 @@ func (x *NodesDownOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodesDownOp.ProtoReflect.Descriptor instead.
 func (*NodesDownOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{91}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{118}
 }
 
 func (x *NodesDownOp) GetNodes() []*NodeRef {
@@ -7849,7 +10276,7 @@ type NodeRef struct {
 
 func (x *NodeRef) Reset() {
 	*x = NodeRef{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[92]
+	mi := &file_proto_metapb_meta_proto_msgTypes[119]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7861,7 +10288,7 @@ func (x *NodeRef) String() string {
 func (*NodeRef) ProtoMessage() {}
 
 func (x *NodeRef) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[92]
+	mi := &file_proto_metapb_meta_proto_msgTypes[119]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7874,7 +10301,7 @@ func (x *NodeRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeRef.ProtoReflect.Descriptor instead.
 func (*NodeRef) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{92}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{119}
 }
 
 func (x *NodeRef) GetNode() string {
@@ -7901,7 +10328,7 @@ type LeaveNodeOp struct {
 
 func (x *LeaveNodeOp) Reset() {
 	*x = LeaveNodeOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[93]
+	mi := &file_proto_metapb_meta_proto_msgTypes[120]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7913,7 +10340,7 @@ func (x *LeaveNodeOp) String() string {
 func (*LeaveNodeOp) ProtoMessage() {}
 
 func (x *LeaveNodeOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[93]
+	mi := &file_proto_metapb_meta_proto_msgTypes[120]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7926,7 +10353,7 @@ func (x *LeaveNodeOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaveNodeOp.ProtoReflect.Descriptor instead.
 func (*LeaveNodeOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{93}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{120}
 }
 
 func (x *LeaveNodeOp) GetNode() string {
@@ -7952,7 +10379,7 @@ type RemoveNodeOp struct {
 
 func (x *RemoveNodeOp) Reset() {
 	*x = RemoveNodeOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[94]
+	mi := &file_proto_metapb_meta_proto_msgTypes[121]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7964,7 +10391,7 @@ func (x *RemoveNodeOp) String() string {
 func (*RemoveNodeOp) ProtoMessage() {}
 
 func (x *RemoveNodeOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[94]
+	mi := &file_proto_metapb_meta_proto_msgTypes[121]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7977,7 +10404,7 @@ func (x *RemoveNodeOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeOp.ProtoReflect.Descriptor instead.
 func (*RemoveNodeOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{94}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{121}
 }
 
 func (x *RemoveNodeOp) GetNode() string {
@@ -7997,7 +10424,7 @@ type PutTokenOp struct {
 
 func (x *PutTokenOp) Reset() {
 	*x = PutTokenOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[95]
+	mi := &file_proto_metapb_meta_proto_msgTypes[122]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8009,7 +10436,7 @@ func (x *PutTokenOp) String() string {
 func (*PutTokenOp) ProtoMessage() {}
 
 func (x *PutTokenOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[95]
+	mi := &file_proto_metapb_meta_proto_msgTypes[122]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8022,7 +10449,7 @@ func (x *PutTokenOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutTokenOp.ProtoReflect.Descriptor instead.
 func (*PutTokenOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{95}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{122}
 }
 
 func (x *PutTokenOp) GetId() []byte {
@@ -8049,7 +10476,7 @@ type PutCAOp struct {
 
 func (x *PutCAOp) Reset() {
 	*x = PutCAOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[96]
+	mi := &file_proto_metapb_meta_proto_msgTypes[123]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8061,7 +10488,7 @@ func (x *PutCAOp) String() string {
 func (*PutCAOp) ProtoMessage() {}
 
 func (x *PutCAOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[96]
+	mi := &file_proto_metapb_meta_proto_msgTypes[123]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8074,7 +10501,7 @@ func (x *PutCAOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutCAOp.ProtoReflect.Descriptor instead.
 func (*PutCAOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{96}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{123}
 }
 
 func (x *PutCAOp) GetSealed() []byte {
@@ -8102,7 +10529,7 @@ type SetReplicasOp struct {
 
 func (x *SetReplicasOp) Reset() {
 	*x = SetReplicasOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[97]
+	mi := &file_proto_metapb_meta_proto_msgTypes[124]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8114,7 +10541,7 @@ func (x *SetReplicasOp) String() string {
 func (*SetReplicasOp) ProtoMessage() {}
 
 func (x *SetReplicasOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[97]
+	mi := &file_proto_metapb_meta_proto_msgTypes[124]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8127,7 +10554,7 @@ func (x *SetReplicasOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetReplicasOp.ProtoReflect.Descriptor instead.
 func (*SetReplicasOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{97}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{124}
 }
 
 func (x *SetReplicasOp) GetGroup() uint64 {
@@ -8161,7 +10588,7 @@ type ReplicaLostOp struct {
 
 func (x *ReplicaLostOp) Reset() {
 	*x = ReplicaLostOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[98]
+	mi := &file_proto_metapb_meta_proto_msgTypes[125]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8173,7 +10600,7 @@ func (x *ReplicaLostOp) String() string {
 func (*ReplicaLostOp) ProtoMessage() {}
 
 func (x *ReplicaLostOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[98]
+	mi := &file_proto_metapb_meta_proto_msgTypes[125]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8186,7 +10613,7 @@ func (x *ReplicaLostOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicaLostOp.ProtoReflect.Descriptor instead.
 func (*ReplicaLostOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{98}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{125}
 }
 
 func (x *ReplicaLostOp) GetGroup() uint64 {
@@ -8203,6 +10630,110 @@ func (x *ReplicaLostOp) GetReplica() string {
 	return ""
 }
 
+type PutTargetOp struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Target        *SysTarget             `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
+	Replace       bool                   `protobuf:"varint,2,opt,name=replace,proto3" json:"replace,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PutTargetOp) Reset() {
+	*x = PutTargetOp{}
+	mi := &file_proto_metapb_meta_proto_msgTypes[126]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PutTargetOp) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PutTargetOp) ProtoMessage() {}
+
+func (x *PutTargetOp) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_metapb_meta_proto_msgTypes[126]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PutTargetOp.ProtoReflect.Descriptor instead.
+func (*PutTargetOp) Descriptor() ([]byte, []int) {
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{126}
+}
+
+func (x *PutTargetOp) GetTarget() *SysTarget {
+	if x != nil {
+		return x.Target
+	}
+	return nil
+}
+
+func (x *PutTargetOp) GetReplace() bool {
+	if x != nil {
+		return x.Replace
+	}
+	return false
+}
+
+type RemoveTargetOp struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Force         bool                   `protobuf:"varint,2,opt,name=force,proto3" json:"force,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveTargetOp) Reset() {
+	*x = RemoveTargetOp{}
+	mi := &file_proto_metapb_meta_proto_msgTypes[127]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveTargetOp) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveTargetOp) ProtoMessage() {}
+
+func (x *RemoveTargetOp) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_metapb_meta_proto_msgTypes[127]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveTargetOp.ProtoReflect.Descriptor instead.
+func (*RemoveTargetOp) Descriptor() ([]byte, []int) {
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{127}
+}
+
+func (x *RemoveTargetOp) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *RemoveTargetOp) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
 type NewGroupOp struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -8211,7 +10742,7 @@ type NewGroupOp struct {
 
 func (x *NewGroupOp) Reset() {
 	*x = NewGroupOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[99]
+	mi := &file_proto_metapb_meta_proto_msgTypes[128]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8223,7 +10754,7 @@ func (x *NewGroupOp) String() string {
 func (*NewGroupOp) ProtoMessage() {}
 
 func (x *NewGroupOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[99]
+	mi := &file_proto_metapb_meta_proto_msgTypes[128]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8236,7 +10767,7 @@ func (x *NewGroupOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NewGroupOp.ProtoReflect.Descriptor instead.
 func (*NewGroupOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{99}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{128}
 }
 
 type PutRangesOp struct {
@@ -8248,7 +10779,7 @@ type PutRangesOp struct {
 
 func (x *PutRangesOp) Reset() {
 	*x = PutRangesOp{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[100]
+	mi := &file_proto_metapb_meta_proto_msgTypes[129]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8260,7 +10791,7 @@ func (x *PutRangesOp) String() string {
 func (*PutRangesOp) ProtoMessage() {}
 
 func (x *PutRangesOp) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[100]
+	mi := &file_proto_metapb_meta_proto_msgTypes[129]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8273,7 +10804,7 @@ func (x *PutRangesOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutRangesOp.ProtoReflect.Descriptor instead.
 func (*PutRangesOp) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{100}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{129}
 }
 
 func (x *PutRangesOp) GetRanges() []*SysGroup {
@@ -8300,7 +10831,7 @@ type SysResult struct {
 
 func (x *SysResult) Reset() {
 	*x = SysResult{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[101]
+	mi := &file_proto_metapb_meta_proto_msgTypes[130]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8312,7 +10843,7 @@ func (x *SysResult) String() string {
 func (*SysResult) ProtoMessage() {}
 
 func (x *SysResult) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[101]
+	mi := &file_proto_metapb_meta_proto_msgTypes[130]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8325,7 +10856,7 @@ func (x *SysResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SysResult.ProtoReflect.Descriptor instead.
 func (*SysResult) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{101}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{130}
 }
 
 func (x *SysResult) GetKind() uint32 {
@@ -8395,7 +10926,7 @@ var File_proto_metapb_meta_proto protoreflect.FileDescriptor
 
 const file_proto_metapb_meta_proto_rawDesc = "" +
 	"\n" +
-	"\x17proto/metapb/meta.proto\x12\rcairn.meta.v1\"\xb1\x01\n" +
+	"\x17proto/metapb/meta.proto\x12\rcairn.meta.v1\"\xaf\x02\n" +
 	"\bChunkRef\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x0e\n" +
 	"\x02pg\x18\x02 \x01(\rR\x02pg\x12\x14\n" +
@@ -8404,7 +10935,13 @@ const file_proto_metapb_meta_proto_rawDesc = "" +
 	"\x01m\x18\x05 \x01(\rR\x01m\x12!\n" +
 	"\fstripe_bytes\x18\x06 \x01(\rR\vstripeBytes\x12\x16\n" +
 	"\x06length\x18\a \x01(\x04R\x06length\x12\x18\n" +
-	"\amissing\x18\b \x01(\x04R\amissing\"\xa4\x01\n" +
+	"\amissing\x18\b \x01(\x04R\amissing\x12<\n" +
+	"\vcompression\x18\t \x01(\x0e2\x1a.cairn.meta.v1.CompressionR\vcompression\x12\x1d\n" +
+	"\n" +
+	"raw_length\x18\n" +
+	" \x01(\x04R\trawLength\x12\x1f\n" +
+	"\vframe_bytes\x18\v \x01(\rR\n" +
+	"frameBytes\"\xa4\x01\n" +
 	"\x04Data\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\x04R\n" +
@@ -8438,7 +10975,7 @@ const file_proto_metapb_meta_proto_rawDesc = "" +
 	"\x12checksum_algorithm\x18\t \x01(\x0e2 .cairn.meta.v1.ChecksumAlgorithmR\x11checksumAlgorithm\x120\n" +
 	"\x14checksum_full_object\x18\n" +
 	" \x01(\bR\x12checksumFullObject\x12(\n" +
-	"\x10raw_content_type\x18\v \x01(\fR\x0erawContentType\"\xff\x03\n" +
+	"\x10raw_content_type\x18\v \x01(\fR\x0erawContentType\"\xd7\x04\n" +
 	"\tObjectRow\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12\x10\n" +
 	"\x03seq\x18\x02 \x01(\x04R\x03seq\x12\x14\n" +
@@ -8458,7 +10995,20 @@ const file_proto_metapb_meta_proto_rawDesc = "" +
 	"\tchecksums\x18\f \x03(\v2\x17.cairn.meta.v1.ChecksumR\tchecksums\x12'\n" +
 	"\x04data\x18\r \x01(\v2\x13.cairn.meta.v1.DataR\x04data\x12#\n" +
 	"\rnoncurrent_ms\x18\x0e \x01(\x03R\fnoncurrentMs\x120\n" +
-	"\arestore\x18\x0f \x01(\v2\x16.cairn.meta.v1.RestoreR\arestore\"z\n" +
+	"\arestore\x18\x0f \x01(\v2\x16.cairn.meta.v1.RestoreR\arestore\x120\n" +
+	"\atiering\x18\x10 \x01(\v2\x16.cairn.meta.v1.TieringR\atiering\x12$\n" +
+	"\x0eclass_since_ms\x18\x11 \x01(\x03R\fclassSinceMs\"\xb5\x01\n" +
+	"\aTiering\x12/\n" +
+	"\x04tier\x18\x01 \x01(\x0e2\x1b.cairn.meta.v1.Tiering.TierR\x04tier\x12\x1f\n" +
+	"\vaccessed_ms\x18\x02 \x01(\x03R\n" +
+	"accessedMs\"X\n" +
+	"\x04Tier\x12\f\n" +
+	"\bFREQUENT\x10\x00\x12\x0e\n" +
+	"\n" +
+	"INFREQUENT\x10\x01\x12\x13\n" +
+	"\x0fARCHIVE_INSTANT\x10\x02\x12\v\n" +
+	"\aARCHIVE\x10\x03\x12\x10\n" +
+	"\fDEEP_ARCHIVE\x10\x04\"z\n" +
 	"\aRestore\x12!\n" +
 	"\frequested_ms\x18\x01 \x01(\x03R\vrequestedMs\x12\x19\n" +
 	"\bready_ms\x18\x02 \x01(\x03R\areadyMs\x12\x1d\n" +
@@ -8512,7 +11062,7 @@ const file_proto_metapb_meta_proto_rawDesc = "" +
 	"\fparts_digest\x18\t \x01(\fR\vpartsDigest\x12\x12\n" +
 	"\x04size\x18\n" +
 	" \x01(\x04R\x04size\x12!\n" +
-	"\fpart_numbers\x18\v \x03(\rR\vpartNumbers\"\x8b\x03\n" +
+	"\fpart_numbers\x18\v \x03(\rR\vpartNumbers\"\xc0\x03\n" +
 	"\tBucketRow\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\x04R\x02id\x12\x1e\n" +
@@ -8530,7 +11080,13 @@ const file_proto_metapb_meta_proto_rawDesc = "" +
 	"\fnotification\x18\t \x01(\fR\fnotification\x12\x18\n" +
 	"\adropped\x18\n" +
 	" \x01(\bR\adropped\x12,\n" +
-	"\x12default_lock_years\x18\v \x01(\rR\x10defaultLockYears\"9\n" +
+	"\x12default_lock_years\x18\v \x01(\rR\x10defaultLockYears\x123\n" +
+	"\x06events\x18\f \x01(\v2\x1b.cairn.meta.v1.BucketEventsR\x06events\"\x8b\x01\n" +
+	"\fBucketEvents\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05owner\x18\x02 \x01(\tR\x05owner\x12\x16\n" +
+	"\x06region\x18\x03 \x01(\tR\x06region\x129\n" +
+	"\x06config\x18\x04 \x01(\v2!.cairn.meta.v1.NotificationConfigR\x06config\"9\n" +
 	"\n" +
 	"OutcomeRow\x12\x13\n" +
 	"\x05at_ms\x18\x01 \x01(\x03R\x04atMs\x12\x16\n" +
@@ -8577,7 +11133,7 @@ const file_proto_metapb_meta_proto_rawDesc = "" +
 	"GroupClock\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12\x17\n" +
 	"\atime_ms\x18\x02 \x01(\x03R\x06timeMs\x12\x16\n" +
-	"\x06config\x18\x03 \x01(\x04R\x06config\"\xaf\x01\n" +
+	"\x06config\x18\x03 \x01(\x04R\x06config\"\x8c\x02\n" +
 	"\n" +
 	"CounterRow\x12\x18\n" +
 	"\aobjects\x18\x01 \x01(\x03R\aobjects\x12\x14\n" +
@@ -8585,19 +11141,91 @@ const file_proto_metapb_meta_proto_rawDesc = "" +
 	"\auploads\x18\x03 \x01(\x03R\auploads\x12!\n" +
 	"\fupload_bytes\x18\x04 \x01(\x03R\vuploadBytes\x12\x1a\n" +
 	"\bversions\x18\x05 \x01(\x03R\bversions\x12\x18\n" +
-	"\amarkers\x18\x06 \x01(\x03R\amarkers\"\xc6\x01\n" +
+	"\amarkers\x18\x06 \x01(\x03R\amarkers\x12\x19\n" +
+	"\bearly_hi\x18\n" +
+	" \x01(\x04R\aearlyHi\x12\x19\n" +
+	"\bearly_lo\x18\v \x01(\x04R\aearlyLo\x12%\n" +
+	"\x0erestored_bytes\x18\f \x01(\x04R\rrestoredBytes\"\xe5\x04\n" +
+	"\bEventRow\x12\x16\n" +
+	"\x06format\x18\x01 \x01(\rR\x06format\x12\x12\n" +
+	"\x04type\x18\x02 \x01(\rR\x04type\x12\x17\n" +
+	"\atime_ms\x18\x03 \x01(\x03R\x06timeMs\x12\x16\n" +
+	"\x06bucket\x18\x04 \x01(\x04R\x06bucket\x12\x1f\n" +
+	"\vbucket_name\x18\x05 \x01(\tR\n" +
+	"bucketName\x12\x14\n" +
+	"\x05owner\x18\x06 \x01(\tR\x05owner\x12\x16\n" +
+	"\x06region\x18\a \x01(\tR\x06region\x12\x10\n" +
+	"\x03key\x18\b \x01(\fR\x03key\x12\x1f\n" +
+	"\vversion_seq\x18\t \x01(\x04R\n" +
+	"versionSeq\x12#\n" +
+	"\rversion_nonce\x18\n" +
+	" \x01(\x06R\fversionNonce\x12!\n" +
+	"\fnull_version\x18\v \x01(\bR\vnullVersion\x12\x1c\n" +
+	"\tversioned\x18\f \x01(\bR\tversioned\x12\x12\n" +
+	"\x04size\x18\r \x01(\x04R\x04size\x12\x12\n" +
+	"\x04etag\x18\x0e \x01(\tR\x04etag\x126\n" +
+	"\trequester\x18\x0f \x01(\v2\x18.cairn.meta.v1.RequesterR\trequester\x12#\n" +
+	"\rstorage_class\x18\x10 \x01(\tR\fstorageClass\x12*\n" +
+	"\x11restore_expiry_ms\x18\x11 \x01(\x03R\x0frestoreExpiryMs\x12\x1f\n" +
+	"\vaccess_tier\x18\x12 \x01(\tR\n" +
+	"accessTier\x12\x16\n" +
+	"\x06target\x18\x13 \x01(\tR\x06target\x12\x12\n" +
+	"\x04rule\x18\x14 \x01(\tR\x04rule\x12\x16\n" +
+	"\x06bridge\x18\x15 \x01(\bR\x06bridge\"~\n" +
+	"\tRequester\x12\x1c\n" +
+	"\tprincipal\x18\x01 \x01(\tR\tprincipal\x12\x1b\n" +
+	"\tsource_ip\x18\x02 \x01(\tR\bsourceIp\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x03 \x01(\tR\trequestId\x12\x17\n" +
+	"\ahost_id\x18\x04 \x01(\tR\x06hostId\"\xc0\x01\n" +
+	"\x0eEventTargetRow\x12\x16\n" +
+	"\x06format\x18\x01 \x01(\rR\x06format\x12\x16\n" +
+	"\x06cursor\x18\x02 \x01(\x04R\x06cursor\x12\x16\n" +
+	"\x06queued\x18\x03 \x01(\x04R\x06queued\x12!\n" +
+	"\fqueued_bytes\x18\x04 \x01(\x04R\vqueuedBytes\x12\x12\n" +
+	"\x04held\x18\x05 \x01(\bR\x04held\x12\x1b\n" +
+	"\toldest_ms\x18\x06 \x01(\x03R\boldestMs\x12\x12\n" +
+	"\x04dead\x18\a \x01(\x04R\x04dead\"\x98\x01\n" +
+	"\x0fEventCounterRow\x12\x16\n" +
+	"\x06queued\x18\x01 \x01(\x03R\x06queued\x12!\n" +
+	"\fqueued_bytes\x18\x02 \x01(\x03R\vqueuedBytes\x12\x1c\n" +
+	"\tdelivered\x18\x03 \x01(\x03R\tdelivered\x12\x12\n" +
+	"\x04dead\x18\x04 \x01(\x03R\x04dead\x12\x18\n" +
+	"\adropped\x18\x05 \x01(\x03R\adropped\"\xbb\x01\n" +
+	"\vEventLogRow\x12\x16\n" +
+	"\x06format\x18\x01 \x01(\rR\x06format\x12\x18\n" +
+	"\atrimmed\x18\x02 \x01(\x04R\atrimmed\x12\x12\n" +
+	"\x04rows\x18\x03 \x01(\x04R\x04rows\x12\x14\n" +
+	"\x05bytes\x18\x04 \x01(\x04R\x05bytes\x12\x1d\n" +
+	"\n" +
+	"wait_group\x18\x05 \x01(\x04R\twaitGroup\x12\x19\n" +
+	"\bwait_seq\x18\x06 \x01(\x04R\awaitSeq\x12\x16\n" +
+	"\x06newest\x18\a \x01(\x04R\x06newest\"\x80\x01\n" +
+	"\fDeadEventRow\x12\x16\n" +
+	"\x06format\x18\x01 \x01(\rR\x06format\x12-\n" +
+	"\x05event\x18\x02 \x01(\v2\x17.cairn.meta.v1.EventRowR\x05event\x12\x14\n" +
+	"\x05error\x18\x03 \x01(\tR\x05error\x12\x13\n" +
+	"\x05at_ms\x18\x04 \x01(\x03R\x04atMs\"\x82\x01\n" +
+	"\rEventTimerRow\x12\x16\n" +
+	"\x06format\x18\x01 \x01(\rR\x06format\x12\x1f\n" +
+	"\vversion_seq\x18\x02 \x01(\x04R\n" +
+	"versionSeq\x12\x19\n" +
+	"\bready_ms\x18\x03 \x01(\x03R\areadyMs\x12\x1d\n" +
+	"\n" +
+	"expires_ms\x18\x04 \x01(\x03R\texpiresMs\"\xc6\x01\n" +
 	"\n" +
 	"Conditions\x12\x19\n" +
 	"\bif_match\x18\x01 \x03(\tR\aifMatch\x12\"\n" +
 	"\rif_none_match\x18\x02 \x03(\tR\vifNoneMatch\x12/\n" +
 	"\x14if_match_modified_ms\x18\x03 \x01(\x03R\x11ifMatchModifiedMs\x12\"\n" +
 	"\rif_match_size\x18\x04 \x01(\x03R\vifMatchSize\x12$\n" +
-	"\x0ehas_match_size\x18\x05 \x01(\bR\fhasMatchSize\"\xc8\n" +
-	"\n" +
+	"\x0ehas_match_size\x18\x05 \x01(\bR\fhasMatchSize\"\xd4\x0e\n" +
 	"\fRangeCommand\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\fR\x02id\x12\x1b\n" +
-	"\tissued_ms\x18\x03 \x01(\x03R\bissuedMs\x12;\n" +
+	"\tissued_ms\x18\x03 \x01(\x03R\bissuedMs\x12\x15\n" +
+	"\x06day_ms\x18\x06 \x01(\x03R\x05dayMs\x126\n" +
+	"\trequester\x18\a \x01(\v2\x18.cairn.meta.v1.RequesterR\trequester\x12;\n" +
 	"\n" +
 	"put_bucket\x18\n" +
 	" \x01(\v2\x1a.cairn.meta.v1.PutBucketOpH\x00R\tputBucket\x12A\n" +
@@ -8613,7 +11241,8 @@ const file_proto_metapb_meta_proto_rawDesc = "" +
 	"\fabort_upload\x18\x12 \x01(\v2\x1c.cairn.meta.v1.AbortUploadOpH\x00R\vabortUpload\x12A\n" +
 	"\frewrite_data\x18\x13 \x01(\v2\x1c.cairn.meta.v1.RewriteDataOpH\x00R\vrewriteData\x12G\n" +
 	"\x0eupdate_version\x18\x1c \x01(\v2\x1e.cairn.meta.v1.UpdateVersionOpH\x00R\rupdateVersion\x121\n" +
-	"\x06expire\x18\x1d \x01(\v2\x17.cairn.meta.v1.ExpireOpH\x00R\x06expire\x12A\n" +
+	"\x06expire\x18\x1d \x01(\v2\x17.cairn.meta.v1.ExpireOpH\x00R\x06expire\x12.\n" +
+	"\x05touch\x18\x1e \x01(\v2\x16.cairn.meta.v1.TouchOpH\x00R\x05touch\x12A\n" +
 	"\fdrop_garbage\x18\x14 \x01(\v2\x1c.cairn.meta.v1.DropGarbageOpH\x00R\vdropGarbage\x12D\n" +
 	"\rexpand_doomed\x18\x15 \x01(\v2\x1d.cairn.meta.v1.ExpandDoomedOpH\x00R\fexpandDoomed\x12.\n" +
 	"\x05sweep\x18\x16 \x01(\v2\x16.cairn.meta.v1.SweepOpH\x00R\x05sweep\x12>\n" +
@@ -8622,7 +11251,17 @@ const file_proto_metapb_meta_proto_rawDesc = "" +
 	"\x04tick\x18\x18 \x01(\v2\x15.cairn.meta.v1.TickOpH\x00R\x04tick\x12.\n" +
 	"\x05split\x18\x19 \x01(\v2\x16.cairn.meta.v1.SplitOpH\x00R\x05split\x12A\n" +
 	"\fcheck_bounds\x18\x1a \x01(\v2\x1c.cairn.meta.v1.CheckBoundsOpH\x00R\vcheckBounds\x12A\n" +
-	"\fjudge_bounds\x18\x1b \x01(\v2\x1c.cairn.meta.v1.JudgeBoundsOpH\x00R\vjudgeBoundsB\x04\n" +
+	"\fjudge_bounds\x18\x1b \x01(\v2\x1c.cairn.meta.v1.JudgeBoundsOpH\x00R\vjudgeBounds\x12;\n" +
+	"\n" +
+	"ack_events\x18( \x01(\v2\x1a.cairn.meta.v1.AckEventsOpH\x00R\tackEvents\x12>\n" +
+	"\vhold_events\x18) \x01(\v2\x1b.cairn.meta.v1.HoldEventsOpH\x00R\n" +
+	"holdEvents\x12>\n" +
+	"\vtrim_events\x18* \x01(\v2\x1b.cairn.meta.v1.TrimEventsOpH\x00R\n" +
+	"trimEvents\x12>\n" +
+	"\vfire_timers\x18+ \x01(\v2\x1b.cairn.meta.v1.FireTimersOpH\x00R\n" +
+	"fireTimers\x12K\n" +
+	"\x10drop_dead_events\x18, \x01(\v2\x1f.cairn.meta.v1.DropDeadEventsOpH\x00R\x0edropDeadEvents\x12A\n" +
+	"\fevents_ready\x18- \x01(\v2\x1c.cairn.meta.v1.EventsReadyOpH\x00R\veventsReadyB\x04\n" +
 	"\x02op\"M\n" +
 	"\vPutBucketOp\x12*\n" +
 	"\x03row\x18\x01 \x01(\v2\x18.cairn.meta.v1.BucketRowR\x03row\x12\x12\n" +
@@ -8669,14 +11308,15 @@ const file_proto_metapb_meta_proto_rawDesc = "" +
 	"\x05check\x18\x02 \x01(\fR\x05check\x12\x12\n" +
 	"\x04hash\x18\x03 \x01(\fR\x04hash\x12\x16\n" +
 	"\x06voters\x18\x04 \x03(\tR\x06voters\x122\n" +
-	"\x05found\x18\x05 \x03(\v2\x1c.cairn.meta.v1.JudgeBoundsOpR\x05found\"\x9e\x01\n" +
+	"\x05found\x18\x05 \x03(\v2\x1c.cairn.meta.v1.JudgeBoundsOpR\x05found\"\xb4\x01\n" +
 	"\vPutObjectOp\x12\x16\n" +
 	"\x06bucket\x18\x01 \x01(\x04R\x06bucket\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\fR\x03key\x12*\n" +
 	"\x03row\x18\x03 \x01(\v2\x18.cairn.meta.v1.ObjectRowR\x03row\x129\n" +
 	"\n" +
 	"conditions\x18\x04 \x01(\v2\x19.cairn.meta.v1.ConditionsR\n" +
-	"conditions\"u\n" +
+	"conditions\x12\x14\n" +
+	"\x05event\x18\x05 \x01(\rR\x05event\"u\n" +
 	"\x0fDeleteObjectsOp\x12\x16\n" +
 	"\x06bucket\x18\x01 \x01(\x04R\x06bucket\x124\n" +
 	"\aentries\x18\x02 \x03(\v2\x1a.cairn.meta.v1.DeleteEntryR\aentries\x12\x14\n" +
@@ -8726,7 +11366,7 @@ const file_proto_metapb_meta_proto_rawDesc = "" +
 	"\n" +
 	"upload_seq\x18\x03 \x01(\x04R\tuploadSeq\x12!\n" +
 	"\fupload_nonce\x18\x04 \x01(\x06R\vuploadNonce\x12&\n" +
-	"\x0fif_initiated_ms\x18\x05 \x01(\x03R\rifInitiatedMs\"\xe6\x02\n" +
+	"\x0fif_initiated_ms\x18\x05 \x01(\x03R\rifInitiatedMs\"\x89\x03\n" +
 	"\x0fUpdateVersionOp\x12\x16\n" +
 	"\x06bucket\x18\x01 \x01(\x04R\x06bucket\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\fR\x03key\x12\x1f\n" +
@@ -8739,12 +11379,14 @@ const file_proto_metapb_meta_proto_rawDesc = "" +
 	"\tretention\x18\a \x01(\v2\x18.cairn.meta.v1.RetentionH\x00R\tretention\x12\x1f\n" +
 	"\n" +
 	"legal_hold\x18\b \x01(\bH\x00R\tlegalHold\x122\n" +
-	"\arestore\x18\t \x01(\v2\x16.cairn.meta.v1.RestoreH\x00R\arestoreB\b\n" +
+	"\arestore\x18\t \x01(\v2\x16.cairn.meta.v1.RestoreH\x00R\arestore\x12!\n" +
+	"\ftags_deleted\x18\n" +
+	" \x01(\bR\vtagsDeletedB\b\n" +
 	"\x06change\"g\n" +
 	"\tRetention\x12\x12\n" +
 	"\x04mode\x18\x01 \x01(\tR\x04mode\x12\x19\n" +
 	"\buntil_ms\x18\x02 \x01(\x03R\auntilMs\x12+\n" +
-	"\x11bypass_governance\x18\x03 \x01(\bR\x10bypassGovernance\"\x8a\x03\n" +
+	"\x11bypass_governance\x18\x03 \x01(\bR\x10bypassGovernance\"\xd6\x03\n" +
 	"\rRewriteDataOp\x12\x16\n" +
 	"\x06bucket\x18\x01 \x01(\x04R\x06bucket\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\fR\x03key\x12\x1f\n" +
@@ -8762,11 +11404,28 @@ const file_proto_metapb_meta_proto_rawDesc = "" +
 	"\x04kept\x18\n" +
 	" \x03(\fR\x04kept\x12#\n" +
 	"\rstorage_class\x18\v \x01(\tR\fstorageClass\x12+\n" +
-	"\x11config_generation\x18\f \x01(\x04R\x10configGeneration\"\x85\x01\n" +
+	"\x11config_generation\x18\f \x01(\x04R\x10configGeneration\x12-\n" +
+	"\x04tier\x18\r \x01(\v2\x19.cairn.meta.v1.ChangeTierR\x04tier\x12\x1b\n" +
+	"\ttags_hash\x18\x0e \x01(\x06R\btagsHash\"_\n" +
+	"\n" +
+	"ChangeTier\x12+\n" +
+	"\x02to\x18\x01 \x01(\x0e2\x1b.cairn.meta.v1.Tiering.TierR\x02to\x12$\n" +
+	"\x0eif_accessed_ms\x18\x02 \x01(\x03R\fifAccessedMs\">\n" +
+	"\aTouchOp\x123\n" +
+	"\aentries\x18\x01 \x03(\v2\x19.cairn.meta.v1.TouchEntryR\aentries\"\x9d\x01\n" +
+	"\n" +
+	"TouchEntry\x12\x16\n" +
+	"\x06bucket\x18\x01 \x01(\x04R\x06bucket\x12\x10\n" +
+	"\x03key\x18\x02 \x01(\fR\x03key\x12\x1f\n" +
+	"\vversion_seq\x18\x03 \x01(\x04R\n" +
+	"versionSeq\x12#\n" +
+	"\rversion_nonce\x18\x04 \x01(\x06R\fversionNonce\x12\x1f\n" +
+	"\vaccessed_ms\x18\x05 \x01(\x03R\n" +
+	"accessedMs\"\x85\x01\n" +
 	"\bExpireOp\x12\x16\n" +
 	"\x06bucket\x18\x01 \x01(\x04R\x06bucket\x12+\n" +
 	"\x11config_generation\x18\x02 \x01(\x04R\x10configGeneration\x124\n" +
-	"\aentries\x18\x03 \x03(\v2\x1a.cairn.meta.v1.ExpireEntryR\aentries\"\xaa\x02\n" +
+	"\aentries\x18\x03 \x03(\v2\x1a.cairn.meta.v1.ExpireEntryR\aentries\"\xc7\x02\n" +
 	"\vExpireEntry\x123\n" +
 	"\x04what\x18\x01 \x01(\x0e2\x1f.cairn.meta.v1.ExpireEntry.WhatR\x04what\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\fR\x03key\x12\x1f\n" +
@@ -8774,7 +11433,8 @@ const file_proto_metapb_meta_proto_rawDesc = "" +
 	"versionSeq\x12#\n" +
 	"\rversion_nonce\x18\x04 \x01(\x06R\fversionNonce\x12!\n" +
 	"\fmarker_nonce\x18\x05 \x01(\x06R\vmarkerNonce\x12!\n" +
-	"\fmarker_owner\x18\x06 \x01(\tR\vmarkerOwner\"H\n" +
+	"\fmarker_owner\x18\x06 \x01(\tR\vmarkerOwner\x12\x1b\n" +
+	"\ttags_hash\x18\a \x01(\x06R\btagsHash\"H\n" +
 	"\x04What\x12\v\n" +
 	"\aNOTHING\x10\x00\x12\v\n" +
 	"\aCURRENT\x10\x01\x12\x0e\n" +
@@ -8804,7 +11464,34 @@ const file_proto_metapb_meta_proto_rawDesc = "" +
 	"\x06bucket\x18\x01 \x01(\x04R\x06bucket\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\fR\x03key\x12\x10\n" +
 	"\x03seq\x18\x03 \x01(\x04R\x03seq\"\b\n" +
-	"\x06TickOp\"\xf6\x04\n" +
+	"\x06TickOp\"\x91\x01\n" +
+	"\vAckEventsOp\x12\x16\n" +
+	"\x06target\x18\x01 \x01(\tR\x06target\x12\x12\n" +
+	"\x04from\x18\x02 \x01(\x04R\x04from\x12\x0e\n" +
+	"\x02to\x18\x03 \x01(\x04R\x02to\x12,\n" +
+	"\x04dead\x18\x04 \x03(\v2\x18.cairn.meta.v1.DeadEventR\x04dead\x12\x18\n" +
+	"\adropped\x18\x05 \x01(\bR\adropped\"3\n" +
+	"\tDeadEvent\x12\x10\n" +
+	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12\x14\n" +
+	"\x05error\x18\x02 \x01(\tR\x05error\":\n" +
+	"\fHoldEventsOp\x12\x16\n" +
+	"\x06target\x18\x01 \x01(\tR\x06target\x12\x12\n" +
+	"\x04held\x18\x02 \x01(\bR\x04held\"9\n" +
+	"\fTrimEventsOp\x12\x0e\n" +
+	"\x02to\x18\x01 \x01(\x04R\x02to\x12\x19\n" +
+	"\brows_max\x18\x02 \x01(\rR\arowsMax\"=\n" +
+	"\fFireTimersOp\x12-\n" +
+	"\x03ids\x18\x01 \x03(\v2\x1b.cairn.meta.v1.EventTimerIDR\x03ids\"Y\n" +
+	"\fEventTimerID\x12\x16\n" +
+	"\x06bucket\x18\x01 \x01(\x04R\x06bucket\x12\x10\n" +
+	"\x03key\x18\x02 \x01(\fR\x03key\x12\x1f\n" +
+	"\vversion_seq\x18\x03 \x01(\x04R\n" +
+	"versionSeq\">\n" +
+	"\x10DropDeadEventsOp\x12\x16\n" +
+	"\x06target\x18\x01 \x01(\tR\x06target\x12\x12\n" +
+	"\x04seqs\x18\x02 \x03(\x04R\x04seqs\"*\n" +
+	"\rEventsReadyOp\x12\x19\n" +
+	"\bwait_seq\x18\x01 \x01(\x04R\awaitSeq\"\x8e\x05\n" +
 	"\vRangeResult\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\rR\x04kind\x12\x0e\n" +
 	"\x02ok\x18\x02 \x01(\bR\x02ok\x12\x16\n" +
@@ -8828,7 +11515,8 @@ const file_proto_metapb_meta_proto_rawDesc = "" +
 	"\vmodified_ms\x18\x12 \x01(\x03R\n" +
 	"modifiedMs\x12\x1a\n" +
 	"\brestored\x18\x13 \x01(\bR\brestored\x12#\n" +
-	"\rstorage_class\x18\x14 \x01(\tR\fstorageClass\"\xbe\x01\n" +
+	"\rstorage_class\x18\x14 \x01(\tR\fstorageClass\x12\x16\n" +
+	"\x06events\x18\x15 \x01(\bR\x06events\"\xbe\x01\n" +
 	"\bSysDrive\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x12\n" +
@@ -8889,7 +11577,7 @@ const file_proto_metapb_meta_proto_rawDesc = "" +
 	"\x05nodes\x18\x02 \x03(\v2\x16.cairn.meta.v1.SysNodeR\x05nodes\x12/\n" +
 	"\x06drives\x18\x03 \x03(\v2\x17.cairn.meta.v1.SysDriveR\x06drives\x12&\n" +
 	"\x03pgs\x18\x04 \x03(\v2\x14.cairn.meta.v1.SysPGR\x03pgs\x12/\n" +
-	"\x06groups\x18\x05 \x03(\v2\x17.cairn.meta.v1.SysGroupR\x06groups\"\x85\x05\n" +
+	"\x06groups\x18\x05 \x03(\v2\x17.cairn.meta.v1.SysGroupR\x06groups\"\x84\x06\n" +
 	"\tSysBucket\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\x04R\x02id\x12\x12\n" +
@@ -8913,7 +11601,37 @@ const file_proto_metapb_meta_proto_rawDesc = "" +
 	"\x04tags\x18\r \x03(\v2\x11.cairn.meta.v1.KVR\x04tags\x12P\n" +
 	"\x13public_access_block\x18\x0e \x01(\v2 .cairn.meta.v1.PublicAccessBlockR\x11publicAccessBlock\x122\n" +
 	"\x15no_ownership_controls\x18\x0f \x01(\bR\x13noOwnershipControls\x12<\n" +
-	"\tlifecycle\x18\x10 \x01(\v2\x1e.cairn.meta.v1.LifecycleConfigR\tlifecycle\"|\n" +
+	"\tlifecycle\x18\x10 \x01(\v2\x1e.cairn.meta.v1.LifecycleConfigR\tlifecycle\x126\n" +
+	"\atiering\x18\x11 \x03(\v2\x1c.cairn.meta.v1.TieringConfigR\atiering\x12E\n" +
+	"\fnotification\x18\x12 \x01(\v2!.cairn.meta.v1.NotificationConfigR\fnotification\"\x80\x03\n" +
+	"\tSysTarget\x12\x16\n" +
+	"\x06format\x18\x01 \x01(\rR\x06format\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
+	"\x04kind\x18\x03 \x01(\tR\x04kind\x12-\n" +
+	"\bsettings\x18\x04 \x03(\v2\x11.cairn.meta.v1.KVR\bsettings\x121\n" +
+	"\asecrets\x18\x05 \x03(\v2\x17.cairn.meta.v1.SealedKVR\asecrets\x12\x1d\n" +
+	"\n" +
+	"created_ms\x18\x06 \x01(\x03R\tcreatedMs\x12\x1e\n" +
+	"\n" +
+	"generation\x18\a \x01(\x04R\n" +
+	"generation\x12\x1b\n" +
+	"\tqueue_max\x18\b \x01(\x04R\bqueueMax\x124\n" +
+	"\twhen_full\x18\t \x01(\x0e2\x17.cairn.meta.v1.WhenFullR\bwhenFull\x12\x1c\n" +
+	"\n" +
+	"age_max_ms\x18\n" +
+	" \x01(\x03R\bageMaxMs\x12!\n" +
+	"\fcloud_events\x18\v \x01(\bR\vcloudEvents\"6\n" +
+	"\bSealedKV\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06sealed\x18\x02 \x01(\fR\x06sealed\"\xe1\x01\n" +
+	"\rTieringConfig\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1a\n" +
+	"\bdisabled\x18\x02 \x01(\bR\bdisabled\x126\n" +
+	"\x06filter\x18\x03 \x01(\v2\x1e.cairn.meta.v1.LifecycleFilterR\x06filter\x12!\n" +
+	"\farchive_days\x18\x04 \x01(\rR\varchiveDays\x12*\n" +
+	"\x11deep_archive_days\x18\x05 \x01(\rR\x0fdeepArchiveDays\x12\x1d\n" +
+	"\n" +
+	"deep_first\x18\x06 \x01(\bR\tdeepFirst\"|\n" +
 	"\x0fLifecycleConfig\x122\n" +
 	"\x05rules\x18\x01 \x03(\v2\x1c.cairn.meta.v1.LifecycleRuleR\x05rules\x125\n" +
 	"\x17varies_by_storage_class\x18\x02 \x01(\bR\x14variesByStorageClass\"\xda\x03\n" +
@@ -8951,7 +11669,24 @@ const file_proto_metapb_meta_proto_rawDesc = "" +
 	"\x15expired_delete_marker\x18\x03 \x01(\bR\x13expiredDeleteMarker\"^\n" +
 	"\x1dLifecycleNoncurrentExpiration\x12\x12\n" +
 	"\x04days\x18\x01 \x01(\rR\x04days\x12)\n" +
-	"\x10newer_noncurrent\x18\x02 \x01(\rR\x0fnewerNoncurrent\"\xd5\x01\n" +
+	"\x10newer_noncurrent\x18\x02 \x01(\rR\x0fnewerNoncurrent\"n\n" +
+	"\x12NotificationConfig\x125\n" +
+	"\x05rules\x18\x01 \x03(\v2\x1f.cairn.meta.v1.NotificationRuleR\x05rules\x12!\n" +
+	"\fevent_bridge\x18\x02 \x01(\bR\veventBridge\"\x83\x02\n" +
+	"\x10NotificationRule\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x128\n" +
+	"\x04kind\x18\x02 \x01(\x0e2$.cairn.meta.v1.NotificationRule.KindR\x04kind\x12\x10\n" +
+	"\x03arn\x18\x03 \x01(\tR\x03arn\x12\x16\n" +
+	"\x06events\x18\x04 \x03(\tR\x06events\x12\x16\n" +
+	"\x06prefix\x18\x05 \x01(\tR\x06prefix\x12\x16\n" +
+	"\x06suffix\x18\x06 \x01(\tR\x06suffix\"K\n" +
+	"\x04Kind\x12\x10\n" +
+	"\fKIND_UNKNOWN\x10\x00\x12\x0e\n" +
+	"\n" +
+	"KIND_TOPIC\x10\x01\x12\x0e\n" +
+	"\n" +
+	"KIND_QUEUE\x10\x02\x12\x11\n" +
+	"\rKIND_FUNCTION\x10\x03\"\xd5\x01\n" +
 	"\x11PublicAccessBlock\x12*\n" +
 	"\x11block_public_acls\x18\x01 \x01(\bR\x0fblockPublicAcls\x12,\n" +
 	"\x12ignore_public_acls\x18\x02 \x01(\bR\x10ignorePublicAcls\x12.\n" +
@@ -8973,7 +11708,7 @@ const file_proto_metapb_meta_proto_rawDesc = "" +
 	"\n" +
 	"next_group\x18\x06 \x01(\x04R\tnextGroup\x12\x17\n" +
 	"\anext_pg\x18\a \x01(\rR\x06nextPg\x12\x16\n" +
-	"\x06config\x18\x14 \x01(\x04R\x06config\"\xe0\f\n" +
+	"\x06config\x18\x14 \x01(\x04R\x06config\"\xe3\r\n" +
 	"\n" +
 	"SysCommand\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x0e\n" +
@@ -9008,7 +11743,10 @@ const file_proto_metapb_meta_proto_rawDesc = "" +
 	"\tput_token\x18- \x01(\v2\x19.cairn.meta.v1.PutTokenOpH\x00R\bputToken\x12/\n" +
 	"\x06put_ca\x18. \x01(\v2\x16.cairn.meta.v1.PutCAOpH\x00R\x05putCa\x12A\n" +
 	"\fset_replicas\x18/ \x01(\v2\x1c.cairn.meta.v1.SetReplicasOpH\x00R\vsetReplicas\x12A\n" +
-	"\freplica_lost\x180 \x01(\v2\x1c.cairn.meta.v1.ReplicaLostOpH\x00R\vreplicaLostB\x04\n" +
+	"\freplica_lost\x180 \x01(\v2\x1c.cairn.meta.v1.ReplicaLostOpH\x00R\vreplicaLost\x12;\n" +
+	"\n" +
+	"put_target\x18< \x01(\v2\x1a.cairn.meta.v1.PutTargetOpH\x00R\tputTarget\x12D\n" +
+	"\rremove_target\x18= \x01(\v2\x1d.cairn.meta.v1.RemoveTargetOpH\x00R\fremoveTargetB\x04\n" +
 	"\x02op\"\xfd\x01\n" +
 	"\vInitStoreOp\x12\x19\n" +
 	"\bstore_id\x18\x01 \x01(\tR\astoreId\x12/\n" +
@@ -9043,7 +11781,7 @@ const file_proto_metapb_meta_proto_rawDesc = "" +
 	"\x02to\x18\x03 \x01(\x0e2\x1a.cairn.meta.v1.BucketStateR\x02to\x12#\n" +
 	"\rif_generation\x18\x04 \x01(\x04R\fifGeneration\"(\n" +
 	"\x0eRemoveBucketOp\x12\x16\n" +
-	"\x06bucket\x18\x01 \x01(\x04R\x06bucket\"\xa2\x03\n" +
+	"\x06bucket\x18\x01 \x01(\x04R\x06bucket\"\x9b\x04\n" +
 	"\x11SetBucketConfigOp\x12\x16\n" +
 	"\x06bucket\x18\x01 \x01(\x04R\x06bucket\x129\n" +
 	"\n" +
@@ -9053,7 +11791,15 @@ const file_proto_metapb_meta_proto_rawDesc = "" +
 	"\x04tags\x18\x04 \x01(\v2\x13.cairn.meta.v1.TagsR\x04tags\x12S\n" +
 	"\x13public_access_block\x18\x05 \x01(\v2#.cairn.meta.v1.SetPublicAccessBlockR\x11publicAccessBlock\x12R\n" +
 	"\x12ownership_controls\x18\x06 \x01(\v2#.cairn.meta.v1.SetOwnershipControlsR\x11ownershipControls\x129\n" +
-	"\tlifecycle\x18\a \x01(\v2\x1b.cairn.meta.v1.SetLifecycleR\tlifecycle\"F\n" +
+	"\tlifecycle\x18\a \x01(\v2\x1b.cairn.meta.v1.SetLifecycleR\tlifecycle\x123\n" +
+	"\atiering\x18\b \x01(\v2\x19.cairn.meta.v1.SetTieringR\atiering\x12B\n" +
+	"\fnotification\x18\t \x01(\v2\x1e.cairn.meta.v1.SetNotificationR\fnotification\"L\n" +
+	"\x0fSetNotification\x129\n" +
+	"\x06config\x18\x01 \x01(\v2!.cairn.meta.v1.NotificationConfigR\x06config\"T\n" +
+	"\n" +
+	"SetTiering\x12.\n" +
+	"\x03put\x18\x01 \x01(\v2\x1c.cairn.meta.v1.TieringConfigR\x03put\x12\x16\n" +
+	"\x06remove\x18\x02 \x01(\tR\x06remove\"F\n" +
 	"\fSetLifecycle\x126\n" +
 	"\x06config\x18\x01 \x01(\v2\x1e.cairn.meta.v1.LifecycleConfigR\x06config\"N\n" +
 	"\x14SetPublicAccessBlock\x126\n" +
@@ -9102,7 +11848,13 @@ const file_proto_metapb_meta_proto_rawDesc = "" +
 	"\breplicas\x18\x03 \x03(\v2\x19.cairn.meta.v1.SysReplicaR\breplicas\"?\n" +
 	"\rReplicaLostOp\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\x04R\x05group\x12\x18\n" +
-	"\areplica\x18\x02 \x01(\tR\areplica\"\f\n" +
+	"\areplica\x18\x02 \x01(\tR\areplica\"Y\n" +
+	"\vPutTargetOp\x120\n" +
+	"\x06target\x18\x01 \x01(\v2\x18.cairn.meta.v1.SysTargetR\x06target\x12\x18\n" +
+	"\areplace\x18\x02 \x01(\bR\areplace\":\n" +
+	"\x0eRemoveTargetOp\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05force\x18\x02 \x01(\bR\x05force\"\f\n" +
 	"\n" +
 	"NewGroupOp\">\n" +
 	"\vPutRangesOp\x12/\n" +
@@ -9116,7 +11868,10 @@ const file_proto_metapb_meta_proto_rawDesc = "" +
 	"\x06pg_ids\x18\x06 \x03(\rR\x05pgIds\x12\x18\n" +
 	"\aversion\x18\a \x01(\x04R\aversion\x12\x14\n" +
 	"\x05group\x18\b \x01(\x04R\x05group\x12\x16\n" +
-	"\x06config\x18\x14 \x01(\x04R\x06config*\xaa\x01\n" +
+	"\x06config\x18\x14 \x01(\x04R\x06config*6\n" +
+	"\vCompression\x12\x14\n" +
+	"\x10COMPRESSION_NONE\x10\x00\x12\x11\n" +
+	"\rZSTD_SEEKABLE\x10\x01*\xaa\x01\n" +
 	"\x11ChecksumAlgorithm\x12\x11\n" +
 	"\rCHECKSUM_NONE\x10\x00\x12\t\n" +
 	"\x05CRC32\x10\x01\x12\n" +
@@ -9141,7 +11896,10 @@ const file_proto_metapb_meta_proto_rawDesc = "" +
 	"\vBucketState\x12\x13\n" +
 	"\x0fBUCKET_CREATING\x10\x00\x12\x11\n" +
 	"\rBUCKET_ACTIVE\x10\x01\x12\x13\n" +
-	"\x0fBUCKET_DELETING\x10\x02B\x14Z\x12cairn/proto/metapbb\x06proto3"
+	"\x0fBUCKET_DELETING\x10\x02*,\n" +
+	"\bWhenFull\x12\x0f\n" +
+	"\vDROP_OLDEST\x10\x00\x12\x0f\n" +
+	"\vHOLD_WRITES\x10\x01B\x14Z\x12cairn/proto/metapbb\x06proto3"
 
 var (
 	file_proto_metapb_meta_proto_rawDescOnce sync.Once
@@ -9155,261 +11913,329 @@ func file_proto_metapb_meta_proto_rawDescGZIP() []byte {
 	return file_proto_metapb_meta_proto_rawDescData
 }
 
-var file_proto_metapb_meta_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_proto_metapb_meta_proto_msgTypes = make([]protoimpl.MessageInfo, 102)
+var file_proto_metapb_meta_proto_enumTypes = make([]protoimpl.EnumInfo, 8)
+var file_proto_metapb_meta_proto_msgTypes = make([]protoimpl.MessageInfo, 131)
 var file_proto_metapb_meta_proto_goTypes = []any{
-	(ChecksumAlgorithm)(0),                // 0: cairn.meta.v1.ChecksumAlgorithm
-	(Versioning)(0),                       // 1: cairn.meta.v1.Versioning
-	(BucketState)(0),                      // 2: cairn.meta.v1.BucketState
-	(ExpireEntry_What)(0),                 // 3: cairn.meta.v1.ExpireEntry.What
-	(*ChunkRef)(nil),                      // 4: cairn.meta.v1.ChunkRef
-	(*Data)(nil),                          // 5: cairn.meta.v1.Data
-	(*Checksum)(nil),                      // 6: cairn.meta.v1.Checksum
-	(*KV)(nil),                            // 7: cairn.meta.v1.KV
-	(*Tags)(nil),                          // 8: cairn.meta.v1.Tags
-	(*Attributes)(nil),                    // 9: cairn.meta.v1.Attributes
-	(*ObjectRow)(nil),                     // 10: cairn.meta.v1.ObjectRow
-	(*Restore)(nil),                       // 11: cairn.meta.v1.Restore
-	(*UploadRow)(nil),                     // 12: cairn.meta.v1.UploadRow
-	(*PartRow)(nil),                       // 13: cairn.meta.v1.PartRow
-	(*ManifestPart)(nil),                  // 14: cairn.meta.v1.ManifestPart
-	(*ManifestRow)(nil),                   // 15: cairn.meta.v1.ManifestRow
-	(*CompletedUploadRow)(nil),            // 16: cairn.meta.v1.CompletedUploadRow
-	(*BucketRow)(nil),                     // 17: cairn.meta.v1.BucketRow
-	(*OutcomeRow)(nil),                    // 18: cairn.meta.v1.OutcomeRow
-	(*DoomedRow)(nil),                     // 19: cairn.meta.v1.DoomedRow
-	(*GarbageRow)(nil),                    // 20: cairn.meta.v1.GarbageRow
-	(*RepairRow)(nil),                     // 21: cairn.meta.v1.RepairRow
-	(*RangeDescriptor)(nil),               // 22: cairn.meta.v1.RangeDescriptor
-	(*PosPB)(nil),                         // 23: cairn.meta.v1.PosPB
-	(*GroupClock)(nil),                    // 24: cairn.meta.v1.GroupClock
-	(*CounterRow)(nil),                    // 25: cairn.meta.v1.CounterRow
-	(*Conditions)(nil),                    // 26: cairn.meta.v1.Conditions
-	(*RangeCommand)(nil),                  // 27: cairn.meta.v1.RangeCommand
-	(*PutBucketOp)(nil),                   // 28: cairn.meta.v1.PutBucketOp
-	(*FenceBucketOp)(nil),                 // 29: cairn.meta.v1.FenceBucketOp
-	(*DropBucketOp)(nil),                  // 30: cairn.meta.v1.DropBucketOp
-	(*SplitOp)(nil),                       // 31: cairn.meta.v1.SplitOp
-	(*ChildReplica)(nil),                  // 32: cairn.meta.v1.ChildReplica
-	(*ChildRow)(nil),                      // 33: cairn.meta.v1.ChildRow
-	(*CheckBoundsOp)(nil),                 // 34: cairn.meta.v1.CheckBoundsOp
-	(*JudgeBoundsOp)(nil),                 // 35: cairn.meta.v1.JudgeBoundsOp
-	(*CheckRow)(nil),                      // 36: cairn.meta.v1.CheckRow
-	(*PutObjectOp)(nil),                   // 37: cairn.meta.v1.PutObjectOp
-	(*DeleteObjectsOp)(nil),               // 38: cairn.meta.v1.DeleteObjectsOp
-	(*DeleteEntry)(nil),                   // 39: cairn.meta.v1.DeleteEntry
-	(*CreateUploadOp)(nil),                // 40: cairn.meta.v1.CreateUploadOp
-	(*PutPartOp)(nil),                     // 41: cairn.meta.v1.PutPartOp
-	(*CompleteUploadOp)(nil),              // 42: cairn.meta.v1.CompleteUploadOp
-	(*AbortUploadOp)(nil),                 // 43: cairn.meta.v1.AbortUploadOp
-	(*UpdateVersionOp)(nil),               // 44: cairn.meta.v1.UpdateVersionOp
-	(*Retention)(nil),                     // 45: cairn.meta.v1.Retention
-	(*RewriteDataOp)(nil),                 // 46: cairn.meta.v1.RewriteDataOp
-	(*ExpireOp)(nil),                      // 47: cairn.meta.v1.ExpireOp
-	(*ExpireEntry)(nil),                   // 48: cairn.meta.v1.ExpireEntry
-	(*DropGarbageOp)(nil),                 // 49: cairn.meta.v1.DropGarbageOp
-	(*GarbageID)(nil),                     // 50: cairn.meta.v1.GarbageID
-	(*ExpandDoomedOp)(nil),                // 51: cairn.meta.v1.ExpandDoomedOp
-	(*DoomedID)(nil),                      // 52: cairn.meta.v1.DoomedID
-	(*SweepOp)(nil),                       // 53: cairn.meta.v1.SweepOp
-	(*DropRepairOp)(nil),                  // 54: cairn.meta.v1.DropRepairOp
-	(*RepairID)(nil),                      // 55: cairn.meta.v1.RepairID
-	(*TickOp)(nil),                        // 56: cairn.meta.v1.TickOp
-	(*RangeResult)(nil),                   // 57: cairn.meta.v1.RangeResult
-	(*SysDrive)(nil),                      // 58: cairn.meta.v1.SysDrive
-	(*SysPG)(nil),                         // 59: cairn.meta.v1.SysPG
-	(*SysGroup)(nil),                      // 60: cairn.meta.v1.SysGroup
-	(*SysReplica)(nil),                    // 61: cairn.meta.v1.SysReplica
-	(*SysNode)(nil),                       // 62: cairn.meta.v1.SysNode
-	(*SysToken)(nil),                      // 63: cairn.meta.v1.SysToken
-	(*SysCA)(nil),                         // 64: cairn.meta.v1.SysCA
-	(*SysTopology)(nil),                   // 65: cairn.meta.v1.SysTopology
-	(*SysBucket)(nil),                     // 66: cairn.meta.v1.SysBucket
-	(*LifecycleConfig)(nil),               // 67: cairn.meta.v1.LifecycleConfig
-	(*LifecycleRule)(nil),                 // 68: cairn.meta.v1.LifecycleRule
-	(*LifecycleFilter)(nil),               // 69: cairn.meta.v1.LifecycleFilter
-	(*LifecycleTransition)(nil),           // 70: cairn.meta.v1.LifecycleTransition
-	(*LifecycleExpiration)(nil),           // 71: cairn.meta.v1.LifecycleExpiration
-	(*LifecycleNoncurrentExpiration)(nil), // 72: cairn.meta.v1.LifecycleNoncurrentExpiration
-	(*PublicAccessBlock)(nil),             // 73: cairn.meta.v1.PublicAccessBlock
-	(*BucketLock)(nil),                    // 74: cairn.meta.v1.BucketLock
-	(*SysStore)(nil),                      // 75: cairn.meta.v1.SysStore
-	(*SysCommand)(nil),                    // 76: cairn.meta.v1.SysCommand
-	(*InitStoreOp)(nil),                   // 77: cairn.meta.v1.InitStoreOp
-	(*PutDriveOp)(nil),                    // 78: cairn.meta.v1.PutDriveOp
-	(*SetDriveStateOp)(nil),               // 79: cairn.meta.v1.SetDriveStateOp
-	(*ReplaceDriveOp)(nil),                // 80: cairn.meta.v1.ReplaceDriveOp
-	(*PutPGsOp)(nil),                      // 81: cairn.meta.v1.PutPGsOp
-	(*UpdatePGOp)(nil),                    // 82: cairn.meta.v1.UpdatePGOp
-	(*PutGroupOp)(nil),                    // 83: cairn.meta.v1.PutGroupOp
-	(*CreateBucketOp)(nil),                // 84: cairn.meta.v1.CreateBucketOp
-	(*SetBucketStateOp)(nil),              // 85: cairn.meta.v1.SetBucketStateOp
-	(*RemoveBucketOp)(nil),                // 86: cairn.meta.v1.RemoveBucketOp
-	(*SetBucketConfigOp)(nil),             // 87: cairn.meta.v1.SetBucketConfigOp
-	(*SetLifecycle)(nil),                  // 88: cairn.meta.v1.SetLifecycle
-	(*SetPublicAccessBlock)(nil),          // 89: cairn.meta.v1.SetPublicAccessBlock
-	(*SetOwnershipControls)(nil),          // 90: cairn.meta.v1.SetOwnershipControls
-	(*BucketRowsDoneOp)(nil),              // 91: cairn.meta.v1.BucketRowsDoneOp
-	(*DriveStartedOp)(nil),                // 92: cairn.meta.v1.DriveStartedOp
-	(*AddNodeOp)(nil),                     // 93: cairn.meta.v1.AddNodeOp
-	(*NodeStartedOp)(nil),                 // 94: cairn.meta.v1.NodeStartedOp
-	(*NodesDownOp)(nil),                   // 95: cairn.meta.v1.NodesDownOp
-	(*NodeRef)(nil),                       // 96: cairn.meta.v1.NodeRef
-	(*LeaveNodeOp)(nil),                   // 97: cairn.meta.v1.LeaveNodeOp
-	(*RemoveNodeOp)(nil),                  // 98: cairn.meta.v1.RemoveNodeOp
-	(*PutTokenOp)(nil),                    // 99: cairn.meta.v1.PutTokenOp
-	(*PutCAOp)(nil),                       // 100: cairn.meta.v1.PutCAOp
-	(*SetReplicasOp)(nil),                 // 101: cairn.meta.v1.SetReplicasOp
-	(*ReplicaLostOp)(nil),                 // 102: cairn.meta.v1.ReplicaLostOp
-	(*NewGroupOp)(nil),                    // 103: cairn.meta.v1.NewGroupOp
-	(*PutRangesOp)(nil),                   // 104: cairn.meta.v1.PutRangesOp
-	(*SysResult)(nil),                     // 105: cairn.meta.v1.SysResult
+	(Compression)(0),                      // 0: cairn.meta.v1.Compression
+	(ChecksumAlgorithm)(0),                // 1: cairn.meta.v1.ChecksumAlgorithm
+	(Versioning)(0),                       // 2: cairn.meta.v1.Versioning
+	(BucketState)(0),                      // 3: cairn.meta.v1.BucketState
+	(WhenFull)(0),                         // 4: cairn.meta.v1.WhenFull
+	(Tiering_Tier)(0),                     // 5: cairn.meta.v1.Tiering.Tier
+	(ExpireEntry_What)(0),                 // 6: cairn.meta.v1.ExpireEntry.What
+	(NotificationRule_Kind)(0),            // 7: cairn.meta.v1.NotificationRule.Kind
+	(*ChunkRef)(nil),                      // 8: cairn.meta.v1.ChunkRef
+	(*Data)(nil),                          // 9: cairn.meta.v1.Data
+	(*Checksum)(nil),                      // 10: cairn.meta.v1.Checksum
+	(*KV)(nil),                            // 11: cairn.meta.v1.KV
+	(*Tags)(nil),                          // 12: cairn.meta.v1.Tags
+	(*Attributes)(nil),                    // 13: cairn.meta.v1.Attributes
+	(*ObjectRow)(nil),                     // 14: cairn.meta.v1.ObjectRow
+	(*Tiering)(nil),                       // 15: cairn.meta.v1.Tiering
+	(*Restore)(nil),                       // 16: cairn.meta.v1.Restore
+	(*UploadRow)(nil),                     // 17: cairn.meta.v1.UploadRow
+	(*PartRow)(nil),                       // 18: cairn.meta.v1.PartRow
+	(*ManifestPart)(nil),                  // 19: cairn.meta.v1.ManifestPart
+	(*ManifestRow)(nil),                   // 20: cairn.meta.v1.ManifestRow
+	(*CompletedUploadRow)(nil),            // 21: cairn.meta.v1.CompletedUploadRow
+	(*BucketRow)(nil),                     // 22: cairn.meta.v1.BucketRow
+	(*BucketEvents)(nil),                  // 23: cairn.meta.v1.BucketEvents
+	(*OutcomeRow)(nil),                    // 24: cairn.meta.v1.OutcomeRow
+	(*DoomedRow)(nil),                     // 25: cairn.meta.v1.DoomedRow
+	(*GarbageRow)(nil),                    // 26: cairn.meta.v1.GarbageRow
+	(*RepairRow)(nil),                     // 27: cairn.meta.v1.RepairRow
+	(*RangeDescriptor)(nil),               // 28: cairn.meta.v1.RangeDescriptor
+	(*PosPB)(nil),                         // 29: cairn.meta.v1.PosPB
+	(*GroupClock)(nil),                    // 30: cairn.meta.v1.GroupClock
+	(*CounterRow)(nil),                    // 31: cairn.meta.v1.CounterRow
+	(*EventRow)(nil),                      // 32: cairn.meta.v1.EventRow
+	(*Requester)(nil),                     // 33: cairn.meta.v1.Requester
+	(*EventTargetRow)(nil),                // 34: cairn.meta.v1.EventTargetRow
+	(*EventCounterRow)(nil),               // 35: cairn.meta.v1.EventCounterRow
+	(*EventLogRow)(nil),                   // 36: cairn.meta.v1.EventLogRow
+	(*DeadEventRow)(nil),                  // 37: cairn.meta.v1.DeadEventRow
+	(*EventTimerRow)(nil),                 // 38: cairn.meta.v1.EventTimerRow
+	(*Conditions)(nil),                    // 39: cairn.meta.v1.Conditions
+	(*RangeCommand)(nil),                  // 40: cairn.meta.v1.RangeCommand
+	(*PutBucketOp)(nil),                   // 41: cairn.meta.v1.PutBucketOp
+	(*FenceBucketOp)(nil),                 // 42: cairn.meta.v1.FenceBucketOp
+	(*DropBucketOp)(nil),                  // 43: cairn.meta.v1.DropBucketOp
+	(*SplitOp)(nil),                       // 44: cairn.meta.v1.SplitOp
+	(*ChildReplica)(nil),                  // 45: cairn.meta.v1.ChildReplica
+	(*ChildRow)(nil),                      // 46: cairn.meta.v1.ChildRow
+	(*CheckBoundsOp)(nil),                 // 47: cairn.meta.v1.CheckBoundsOp
+	(*JudgeBoundsOp)(nil),                 // 48: cairn.meta.v1.JudgeBoundsOp
+	(*CheckRow)(nil),                      // 49: cairn.meta.v1.CheckRow
+	(*PutObjectOp)(nil),                   // 50: cairn.meta.v1.PutObjectOp
+	(*DeleteObjectsOp)(nil),               // 51: cairn.meta.v1.DeleteObjectsOp
+	(*DeleteEntry)(nil),                   // 52: cairn.meta.v1.DeleteEntry
+	(*CreateUploadOp)(nil),                // 53: cairn.meta.v1.CreateUploadOp
+	(*PutPartOp)(nil),                     // 54: cairn.meta.v1.PutPartOp
+	(*CompleteUploadOp)(nil),              // 55: cairn.meta.v1.CompleteUploadOp
+	(*AbortUploadOp)(nil),                 // 56: cairn.meta.v1.AbortUploadOp
+	(*UpdateVersionOp)(nil),               // 57: cairn.meta.v1.UpdateVersionOp
+	(*Retention)(nil),                     // 58: cairn.meta.v1.Retention
+	(*RewriteDataOp)(nil),                 // 59: cairn.meta.v1.RewriteDataOp
+	(*ChangeTier)(nil),                    // 60: cairn.meta.v1.ChangeTier
+	(*TouchOp)(nil),                       // 61: cairn.meta.v1.TouchOp
+	(*TouchEntry)(nil),                    // 62: cairn.meta.v1.TouchEntry
+	(*ExpireOp)(nil),                      // 63: cairn.meta.v1.ExpireOp
+	(*ExpireEntry)(nil),                   // 64: cairn.meta.v1.ExpireEntry
+	(*DropGarbageOp)(nil),                 // 65: cairn.meta.v1.DropGarbageOp
+	(*GarbageID)(nil),                     // 66: cairn.meta.v1.GarbageID
+	(*ExpandDoomedOp)(nil),                // 67: cairn.meta.v1.ExpandDoomedOp
+	(*DoomedID)(nil),                      // 68: cairn.meta.v1.DoomedID
+	(*SweepOp)(nil),                       // 69: cairn.meta.v1.SweepOp
+	(*DropRepairOp)(nil),                  // 70: cairn.meta.v1.DropRepairOp
+	(*RepairID)(nil),                      // 71: cairn.meta.v1.RepairID
+	(*TickOp)(nil),                        // 72: cairn.meta.v1.TickOp
+	(*AckEventsOp)(nil),                   // 73: cairn.meta.v1.AckEventsOp
+	(*DeadEvent)(nil),                     // 74: cairn.meta.v1.DeadEvent
+	(*HoldEventsOp)(nil),                  // 75: cairn.meta.v1.HoldEventsOp
+	(*TrimEventsOp)(nil),                  // 76: cairn.meta.v1.TrimEventsOp
+	(*FireTimersOp)(nil),                  // 77: cairn.meta.v1.FireTimersOp
+	(*EventTimerID)(nil),                  // 78: cairn.meta.v1.EventTimerID
+	(*DropDeadEventsOp)(nil),              // 79: cairn.meta.v1.DropDeadEventsOp
+	(*EventsReadyOp)(nil),                 // 80: cairn.meta.v1.EventsReadyOp
+	(*RangeResult)(nil),                   // 81: cairn.meta.v1.RangeResult
+	(*SysDrive)(nil),                      // 82: cairn.meta.v1.SysDrive
+	(*SysPG)(nil),                         // 83: cairn.meta.v1.SysPG
+	(*SysGroup)(nil),                      // 84: cairn.meta.v1.SysGroup
+	(*SysReplica)(nil),                    // 85: cairn.meta.v1.SysReplica
+	(*SysNode)(nil),                       // 86: cairn.meta.v1.SysNode
+	(*SysToken)(nil),                      // 87: cairn.meta.v1.SysToken
+	(*SysCA)(nil),                         // 88: cairn.meta.v1.SysCA
+	(*SysTopology)(nil),                   // 89: cairn.meta.v1.SysTopology
+	(*SysBucket)(nil),                     // 90: cairn.meta.v1.SysBucket
+	(*SysTarget)(nil),                     // 91: cairn.meta.v1.SysTarget
+	(*SealedKV)(nil),                      // 92: cairn.meta.v1.SealedKV
+	(*TieringConfig)(nil),                 // 93: cairn.meta.v1.TieringConfig
+	(*LifecycleConfig)(nil),               // 94: cairn.meta.v1.LifecycleConfig
+	(*LifecycleRule)(nil),                 // 95: cairn.meta.v1.LifecycleRule
+	(*LifecycleFilter)(nil),               // 96: cairn.meta.v1.LifecycleFilter
+	(*LifecycleTransition)(nil),           // 97: cairn.meta.v1.LifecycleTransition
+	(*LifecycleExpiration)(nil),           // 98: cairn.meta.v1.LifecycleExpiration
+	(*LifecycleNoncurrentExpiration)(nil), // 99: cairn.meta.v1.LifecycleNoncurrentExpiration
+	(*NotificationConfig)(nil),            // 100: cairn.meta.v1.NotificationConfig
+	(*NotificationRule)(nil),              // 101: cairn.meta.v1.NotificationRule
+	(*PublicAccessBlock)(nil),             // 102: cairn.meta.v1.PublicAccessBlock
+	(*BucketLock)(nil),                    // 103: cairn.meta.v1.BucketLock
+	(*SysStore)(nil),                      // 104: cairn.meta.v1.SysStore
+	(*SysCommand)(nil),                    // 105: cairn.meta.v1.SysCommand
+	(*InitStoreOp)(nil),                   // 106: cairn.meta.v1.InitStoreOp
+	(*PutDriveOp)(nil),                    // 107: cairn.meta.v1.PutDriveOp
+	(*SetDriveStateOp)(nil),               // 108: cairn.meta.v1.SetDriveStateOp
+	(*ReplaceDriveOp)(nil),                // 109: cairn.meta.v1.ReplaceDriveOp
+	(*PutPGsOp)(nil),                      // 110: cairn.meta.v1.PutPGsOp
+	(*UpdatePGOp)(nil),                    // 111: cairn.meta.v1.UpdatePGOp
+	(*PutGroupOp)(nil),                    // 112: cairn.meta.v1.PutGroupOp
+	(*CreateBucketOp)(nil),                // 113: cairn.meta.v1.CreateBucketOp
+	(*SetBucketStateOp)(nil),              // 114: cairn.meta.v1.SetBucketStateOp
+	(*RemoveBucketOp)(nil),                // 115: cairn.meta.v1.RemoveBucketOp
+	(*SetBucketConfigOp)(nil),             // 116: cairn.meta.v1.SetBucketConfigOp
+	(*SetNotification)(nil),               // 117: cairn.meta.v1.SetNotification
+	(*SetTiering)(nil),                    // 118: cairn.meta.v1.SetTiering
+	(*SetLifecycle)(nil),                  // 119: cairn.meta.v1.SetLifecycle
+	(*SetPublicAccessBlock)(nil),          // 120: cairn.meta.v1.SetPublicAccessBlock
+	(*SetOwnershipControls)(nil),          // 121: cairn.meta.v1.SetOwnershipControls
+	(*BucketRowsDoneOp)(nil),              // 122: cairn.meta.v1.BucketRowsDoneOp
+	(*DriveStartedOp)(nil),                // 123: cairn.meta.v1.DriveStartedOp
+	(*AddNodeOp)(nil),                     // 124: cairn.meta.v1.AddNodeOp
+	(*NodeStartedOp)(nil),                 // 125: cairn.meta.v1.NodeStartedOp
+	(*NodesDownOp)(nil),                   // 126: cairn.meta.v1.NodesDownOp
+	(*NodeRef)(nil),                       // 127: cairn.meta.v1.NodeRef
+	(*LeaveNodeOp)(nil),                   // 128: cairn.meta.v1.LeaveNodeOp
+	(*RemoveNodeOp)(nil),                  // 129: cairn.meta.v1.RemoveNodeOp
+	(*PutTokenOp)(nil),                    // 130: cairn.meta.v1.PutTokenOp
+	(*PutCAOp)(nil),                       // 131: cairn.meta.v1.PutCAOp
+	(*SetReplicasOp)(nil),                 // 132: cairn.meta.v1.SetReplicasOp
+	(*ReplicaLostOp)(nil),                 // 133: cairn.meta.v1.ReplicaLostOp
+	(*PutTargetOp)(nil),                   // 134: cairn.meta.v1.PutTargetOp
+	(*RemoveTargetOp)(nil),                // 135: cairn.meta.v1.RemoveTargetOp
+	(*NewGroupOp)(nil),                    // 136: cairn.meta.v1.NewGroupOp
+	(*PutRangesOp)(nil),                   // 137: cairn.meta.v1.PutRangesOp
+	(*SysResult)(nil),                     // 138: cairn.meta.v1.SysResult
 }
 var file_proto_metapb_meta_proto_depIdxs = []int32{
-	4,   // 0: cairn.meta.v1.Data.chunks:type_name -> cairn.meta.v1.ChunkRef
-	0,   // 1: cairn.meta.v1.Checksum.algorithm:type_name -> cairn.meta.v1.ChecksumAlgorithm
-	7,   // 2: cairn.meta.v1.Tags.tags:type_name -> cairn.meta.v1.KV
-	7,   // 3: cairn.meta.v1.Attributes.headers:type_name -> cairn.meta.v1.KV
-	7,   // 4: cairn.meta.v1.Attributes.user:type_name -> cairn.meta.v1.KV
-	7,   // 5: cairn.meta.v1.Attributes.tags:type_name -> cairn.meta.v1.KV
-	0,   // 6: cairn.meta.v1.Attributes.checksum_algorithm:type_name -> cairn.meta.v1.ChecksumAlgorithm
-	9,   // 7: cairn.meta.v1.ObjectRow.attributes:type_name -> cairn.meta.v1.Attributes
-	6,   // 8: cairn.meta.v1.ObjectRow.checksums:type_name -> cairn.meta.v1.Checksum
-	5,   // 9: cairn.meta.v1.ObjectRow.data:type_name -> cairn.meta.v1.Data
-	11,  // 10: cairn.meta.v1.ObjectRow.restore:type_name -> cairn.meta.v1.Restore
-	9,   // 11: cairn.meta.v1.UploadRow.attributes:type_name -> cairn.meta.v1.Attributes
-	6,   // 12: cairn.meta.v1.PartRow.checksums:type_name -> cairn.meta.v1.Checksum
-	5,   // 13: cairn.meta.v1.PartRow.data:type_name -> cairn.meta.v1.Data
-	14,  // 14: cairn.meta.v1.ManifestRow.parts:type_name -> cairn.meta.v1.ManifestPart
-	6,   // 15: cairn.meta.v1.CompletedUploadRow.checksums:type_name -> cairn.meta.v1.Checksum
-	1,   // 16: cairn.meta.v1.BucketRow.versioning:type_name -> cairn.meta.v1.Versioning
-	4,   // 17: cairn.meta.v1.GarbageRow.chunks:type_name -> cairn.meta.v1.ChunkRef
-	23,  // 18: cairn.meta.v1.RangeDescriptor.start:type_name -> cairn.meta.v1.PosPB
-	23,  // 19: cairn.meta.v1.RangeDescriptor.end:type_name -> cairn.meta.v1.PosPB
-	28,  // 20: cairn.meta.v1.RangeCommand.put_bucket:type_name -> cairn.meta.v1.PutBucketOp
-	29,  // 21: cairn.meta.v1.RangeCommand.fence_bucket:type_name -> cairn.meta.v1.FenceBucketOp
-	30,  // 22: cairn.meta.v1.RangeCommand.drop_bucket:type_name -> cairn.meta.v1.DropBucketOp
-	37,  // 23: cairn.meta.v1.RangeCommand.put_object:type_name -> cairn.meta.v1.PutObjectOp
-	38,  // 24: cairn.meta.v1.RangeCommand.delete_objects:type_name -> cairn.meta.v1.DeleteObjectsOp
-	40,  // 25: cairn.meta.v1.RangeCommand.create_upload:type_name -> cairn.meta.v1.CreateUploadOp
-	41,  // 26: cairn.meta.v1.RangeCommand.put_part:type_name -> cairn.meta.v1.PutPartOp
-	42,  // 27: cairn.meta.v1.RangeCommand.complete_upload:type_name -> cairn.meta.v1.CompleteUploadOp
-	43,  // 28: cairn.meta.v1.RangeCommand.abort_upload:type_name -> cairn.meta.v1.AbortUploadOp
-	46,  // 29: cairn.meta.v1.RangeCommand.rewrite_data:type_name -> cairn.meta.v1.RewriteDataOp
-	44,  // 30: cairn.meta.v1.RangeCommand.update_version:type_name -> cairn.meta.v1.UpdateVersionOp
-	47,  // 31: cairn.meta.v1.RangeCommand.expire:type_name -> cairn.meta.v1.ExpireOp
-	49,  // 32: cairn.meta.v1.RangeCommand.drop_garbage:type_name -> cairn.meta.v1.DropGarbageOp
-	51,  // 33: cairn.meta.v1.RangeCommand.expand_doomed:type_name -> cairn.meta.v1.ExpandDoomedOp
-	53,  // 34: cairn.meta.v1.RangeCommand.sweep:type_name -> cairn.meta.v1.SweepOp
-	54,  // 35: cairn.meta.v1.RangeCommand.drop_repair:type_name -> cairn.meta.v1.DropRepairOp
-	56,  // 36: cairn.meta.v1.RangeCommand.tick:type_name -> cairn.meta.v1.TickOp
-	31,  // 37: cairn.meta.v1.RangeCommand.split:type_name -> cairn.meta.v1.SplitOp
-	34,  // 38: cairn.meta.v1.RangeCommand.check_bounds:type_name -> cairn.meta.v1.CheckBoundsOp
-	35,  // 39: cairn.meta.v1.RangeCommand.judge_bounds:type_name -> cairn.meta.v1.JudgeBoundsOp
-	17,  // 40: cairn.meta.v1.PutBucketOp.row:type_name -> cairn.meta.v1.BucketRow
-	23,  // 41: cairn.meta.v1.SplitOp.at:type_name -> cairn.meta.v1.PosPB
-	32,  // 42: cairn.meta.v1.SplitOp.replicas:type_name -> cairn.meta.v1.ChildReplica
-	23,  // 43: cairn.meta.v1.ChildRow.start:type_name -> cairn.meta.v1.PosPB
-	23,  // 44: cairn.meta.v1.ChildRow.end:type_name -> cairn.meta.v1.PosPB
-	32,  // 45: cairn.meta.v1.ChildRow.replicas:type_name -> cairn.meta.v1.ChildReplica
-	35,  // 46: cairn.meta.v1.CheckRow.found:type_name -> cairn.meta.v1.JudgeBoundsOp
-	10,  // 47: cairn.meta.v1.PutObjectOp.row:type_name -> cairn.meta.v1.ObjectRow
-	26,  // 48: cairn.meta.v1.PutObjectOp.conditions:type_name -> cairn.meta.v1.Conditions
-	39,  // 49: cairn.meta.v1.DeleteObjectsOp.entries:type_name -> cairn.meta.v1.DeleteEntry
-	26,  // 50: cairn.meta.v1.DeleteEntry.conditions:type_name -> cairn.meta.v1.Conditions
-	12,  // 51: cairn.meta.v1.CreateUploadOp.row:type_name -> cairn.meta.v1.UploadRow
-	13,  // 52: cairn.meta.v1.PutPartOp.row:type_name -> cairn.meta.v1.PartRow
-	14,  // 53: cairn.meta.v1.CompleteUploadOp.parts:type_name -> cairn.meta.v1.ManifestPart
-	6,   // 54: cairn.meta.v1.CompleteUploadOp.checksums:type_name -> cairn.meta.v1.Checksum
-	26,  // 55: cairn.meta.v1.CompleteUploadOp.conditions:type_name -> cairn.meta.v1.Conditions
-	8,   // 56: cairn.meta.v1.UpdateVersionOp.tags:type_name -> cairn.meta.v1.Tags
-	45,  // 57: cairn.meta.v1.UpdateVersionOp.retention:type_name -> cairn.meta.v1.Retention
-	11,  // 58: cairn.meta.v1.UpdateVersionOp.restore:type_name -> cairn.meta.v1.Restore
-	5,   // 59: cairn.meta.v1.RewriteDataOp.data:type_name -> cairn.meta.v1.Data
-	4,   // 60: cairn.meta.v1.RewriteDataOp.release:type_name -> cairn.meta.v1.ChunkRef
-	48,  // 61: cairn.meta.v1.ExpireOp.entries:type_name -> cairn.meta.v1.ExpireEntry
-	3,   // 62: cairn.meta.v1.ExpireEntry.what:type_name -> cairn.meta.v1.ExpireEntry.What
-	50,  // 63: cairn.meta.v1.DropGarbageOp.ids:type_name -> cairn.meta.v1.GarbageID
-	52,  // 64: cairn.meta.v1.ExpandDoomedOp.only:type_name -> cairn.meta.v1.DoomedID
-	55,  // 65: cairn.meta.v1.DropRepairOp.ids:type_name -> cairn.meta.v1.RepairID
-	6,   // 66: cairn.meta.v1.RangeResult.checksums:type_name -> cairn.meta.v1.Checksum
-	57,  // 67: cairn.meta.v1.RangeResult.entries:type_name -> cairn.meta.v1.RangeResult
-	60,  // 68: cairn.meta.v1.RangeResult.ranges:type_name -> cairn.meta.v1.SysGroup
-	23,  // 69: cairn.meta.v1.SysGroup.start:type_name -> cairn.meta.v1.PosPB
-	23,  // 70: cairn.meta.v1.SysGroup.end:type_name -> cairn.meta.v1.PosPB
-	61,  // 71: cairn.meta.v1.SysGroup.replicas:type_name -> cairn.meta.v1.SysReplica
-	75,  // 72: cairn.meta.v1.SysTopology.store:type_name -> cairn.meta.v1.SysStore
-	62,  // 73: cairn.meta.v1.SysTopology.nodes:type_name -> cairn.meta.v1.SysNode
-	58,  // 74: cairn.meta.v1.SysTopology.drives:type_name -> cairn.meta.v1.SysDrive
-	59,  // 75: cairn.meta.v1.SysTopology.pgs:type_name -> cairn.meta.v1.SysPG
-	60,  // 76: cairn.meta.v1.SysTopology.groups:type_name -> cairn.meta.v1.SysGroup
-	2,   // 77: cairn.meta.v1.SysBucket.state:type_name -> cairn.meta.v1.BucketState
-	1,   // 78: cairn.meta.v1.SysBucket.versioning:type_name -> cairn.meta.v1.Versioning
-	74,  // 79: cairn.meta.v1.SysBucket.default_lock:type_name -> cairn.meta.v1.BucketLock
-	7,   // 80: cairn.meta.v1.SysBucket.tags:type_name -> cairn.meta.v1.KV
-	73,  // 81: cairn.meta.v1.SysBucket.public_access_block:type_name -> cairn.meta.v1.PublicAccessBlock
-	67,  // 82: cairn.meta.v1.SysBucket.lifecycle:type_name -> cairn.meta.v1.LifecycleConfig
-	68,  // 83: cairn.meta.v1.LifecycleConfig.rules:type_name -> cairn.meta.v1.LifecycleRule
-	69,  // 84: cairn.meta.v1.LifecycleRule.filter:type_name -> cairn.meta.v1.LifecycleFilter
-	70,  // 85: cairn.meta.v1.LifecycleRule.transitions:type_name -> cairn.meta.v1.LifecycleTransition
-	70,  // 86: cairn.meta.v1.LifecycleRule.noncurrent_transitions:type_name -> cairn.meta.v1.LifecycleTransition
-	71,  // 87: cairn.meta.v1.LifecycleRule.expiration:type_name -> cairn.meta.v1.LifecycleExpiration
-	72,  // 88: cairn.meta.v1.LifecycleRule.noncurrent_expiration:type_name -> cairn.meta.v1.LifecycleNoncurrentExpiration
-	7,   // 89: cairn.meta.v1.LifecycleFilter.tags:type_name -> cairn.meta.v1.KV
-	77,  // 90: cairn.meta.v1.SysCommand.init_store:type_name -> cairn.meta.v1.InitStoreOp
-	78,  // 91: cairn.meta.v1.SysCommand.put_drive:type_name -> cairn.meta.v1.PutDriveOp
-	79,  // 92: cairn.meta.v1.SysCommand.set_drive_state:type_name -> cairn.meta.v1.SetDriveStateOp
-	80,  // 93: cairn.meta.v1.SysCommand.replace_drive:type_name -> cairn.meta.v1.ReplaceDriveOp
-	81,  // 94: cairn.meta.v1.SysCommand.put_pgs:type_name -> cairn.meta.v1.PutPGsOp
-	82,  // 95: cairn.meta.v1.SysCommand.update_pg:type_name -> cairn.meta.v1.UpdatePGOp
-	83,  // 96: cairn.meta.v1.SysCommand.put_group:type_name -> cairn.meta.v1.PutGroupOp
-	84,  // 97: cairn.meta.v1.SysCommand.create_bucket:type_name -> cairn.meta.v1.CreateBucketOp
-	85,  // 98: cairn.meta.v1.SysCommand.set_bucket_state:type_name -> cairn.meta.v1.SetBucketStateOp
-	86,  // 99: cairn.meta.v1.SysCommand.remove_bucket:type_name -> cairn.meta.v1.RemoveBucketOp
-	87,  // 100: cairn.meta.v1.SysCommand.set_bucket_config:type_name -> cairn.meta.v1.SetBucketConfigOp
-	91,  // 101: cairn.meta.v1.SysCommand.bucket_rows_done:type_name -> cairn.meta.v1.BucketRowsDoneOp
-	92,  // 102: cairn.meta.v1.SysCommand.drive_started:type_name -> cairn.meta.v1.DriveStartedOp
-	103, // 103: cairn.meta.v1.SysCommand.new_group:type_name -> cairn.meta.v1.NewGroupOp
-	104, // 104: cairn.meta.v1.SysCommand.put_ranges:type_name -> cairn.meta.v1.PutRangesOp
-	93,  // 105: cairn.meta.v1.SysCommand.add_node:type_name -> cairn.meta.v1.AddNodeOp
-	94,  // 106: cairn.meta.v1.SysCommand.node_started:type_name -> cairn.meta.v1.NodeStartedOp
-	95,  // 107: cairn.meta.v1.SysCommand.nodes_down:type_name -> cairn.meta.v1.NodesDownOp
-	97,  // 108: cairn.meta.v1.SysCommand.leave_node:type_name -> cairn.meta.v1.LeaveNodeOp
-	98,  // 109: cairn.meta.v1.SysCommand.remove_node:type_name -> cairn.meta.v1.RemoveNodeOp
-	99,  // 110: cairn.meta.v1.SysCommand.put_token:type_name -> cairn.meta.v1.PutTokenOp
-	100, // 111: cairn.meta.v1.SysCommand.put_ca:type_name -> cairn.meta.v1.PutCAOp
-	101, // 112: cairn.meta.v1.SysCommand.set_replicas:type_name -> cairn.meta.v1.SetReplicasOp
-	102, // 113: cairn.meta.v1.SysCommand.replica_lost:type_name -> cairn.meta.v1.ReplicaLostOp
-	58,  // 114: cairn.meta.v1.InitStoreOp.drives:type_name -> cairn.meta.v1.SysDrive
-	59,  // 115: cairn.meta.v1.InitStoreOp.pgs:type_name -> cairn.meta.v1.SysPG
-	60,  // 116: cairn.meta.v1.InitStoreOp.groups:type_name -> cairn.meta.v1.SysGroup
-	62,  // 117: cairn.meta.v1.InitStoreOp.nodes:type_name -> cairn.meta.v1.SysNode
-	58,  // 118: cairn.meta.v1.PutDriveOp.drive:type_name -> cairn.meta.v1.SysDrive
-	58,  // 119: cairn.meta.v1.ReplaceDriveOp.new:type_name -> cairn.meta.v1.SysDrive
-	59,  // 120: cairn.meta.v1.PutPGsOp.pgs:type_name -> cairn.meta.v1.SysPG
-	59,  // 121: cairn.meta.v1.UpdatePGOp.pg:type_name -> cairn.meta.v1.SysPG
-	60,  // 122: cairn.meta.v1.PutGroupOp.group:type_name -> cairn.meta.v1.SysGroup
-	66,  // 123: cairn.meta.v1.CreateBucketOp.bucket:type_name -> cairn.meta.v1.SysBucket
-	2,   // 124: cairn.meta.v1.SetBucketStateOp.from:type_name -> cairn.meta.v1.BucketState
-	2,   // 125: cairn.meta.v1.SetBucketStateOp.to:type_name -> cairn.meta.v1.BucketState
-	1,   // 126: cairn.meta.v1.SetBucketConfigOp.versioning:type_name -> cairn.meta.v1.Versioning
-	74,  // 127: cairn.meta.v1.SetBucketConfigOp.lock:type_name -> cairn.meta.v1.BucketLock
-	8,   // 128: cairn.meta.v1.SetBucketConfigOp.tags:type_name -> cairn.meta.v1.Tags
-	89,  // 129: cairn.meta.v1.SetBucketConfigOp.public_access_block:type_name -> cairn.meta.v1.SetPublicAccessBlock
-	90,  // 130: cairn.meta.v1.SetBucketConfigOp.ownership_controls:type_name -> cairn.meta.v1.SetOwnershipControls
-	88,  // 131: cairn.meta.v1.SetBucketConfigOp.lifecycle:type_name -> cairn.meta.v1.SetLifecycle
-	67,  // 132: cairn.meta.v1.SetLifecycle.config:type_name -> cairn.meta.v1.LifecycleConfig
-	73,  // 133: cairn.meta.v1.SetPublicAccessBlock.block:type_name -> cairn.meta.v1.PublicAccessBlock
-	62,  // 134: cairn.meta.v1.AddNodeOp.node:type_name -> cairn.meta.v1.SysNode
-	96,  // 135: cairn.meta.v1.NodesDownOp.nodes:type_name -> cairn.meta.v1.NodeRef
-	61,  // 136: cairn.meta.v1.SetReplicasOp.replicas:type_name -> cairn.meta.v1.SysReplica
-	60,  // 137: cairn.meta.v1.PutRangesOp.ranges:type_name -> cairn.meta.v1.SysGroup
-	66,  // 138: cairn.meta.v1.SysResult.bucket:type_name -> cairn.meta.v1.SysBucket
-	139, // [139:139] is the sub-list for method output_type
-	139, // [139:139] is the sub-list for method input_type
-	139, // [139:139] is the sub-list for extension type_name
-	139, // [139:139] is the sub-list for extension extendee
-	0,   // [0:139] is the sub-list for field type_name
+	0,   // 0: cairn.meta.v1.ChunkRef.compression:type_name -> cairn.meta.v1.Compression
+	8,   // 1: cairn.meta.v1.Data.chunks:type_name -> cairn.meta.v1.ChunkRef
+	1,   // 2: cairn.meta.v1.Checksum.algorithm:type_name -> cairn.meta.v1.ChecksumAlgorithm
+	11,  // 3: cairn.meta.v1.Tags.tags:type_name -> cairn.meta.v1.KV
+	11,  // 4: cairn.meta.v1.Attributes.headers:type_name -> cairn.meta.v1.KV
+	11,  // 5: cairn.meta.v1.Attributes.user:type_name -> cairn.meta.v1.KV
+	11,  // 6: cairn.meta.v1.Attributes.tags:type_name -> cairn.meta.v1.KV
+	1,   // 7: cairn.meta.v1.Attributes.checksum_algorithm:type_name -> cairn.meta.v1.ChecksumAlgorithm
+	13,  // 8: cairn.meta.v1.ObjectRow.attributes:type_name -> cairn.meta.v1.Attributes
+	10,  // 9: cairn.meta.v1.ObjectRow.checksums:type_name -> cairn.meta.v1.Checksum
+	9,   // 10: cairn.meta.v1.ObjectRow.data:type_name -> cairn.meta.v1.Data
+	16,  // 11: cairn.meta.v1.ObjectRow.restore:type_name -> cairn.meta.v1.Restore
+	15,  // 12: cairn.meta.v1.ObjectRow.tiering:type_name -> cairn.meta.v1.Tiering
+	5,   // 13: cairn.meta.v1.Tiering.tier:type_name -> cairn.meta.v1.Tiering.Tier
+	13,  // 14: cairn.meta.v1.UploadRow.attributes:type_name -> cairn.meta.v1.Attributes
+	10,  // 15: cairn.meta.v1.PartRow.checksums:type_name -> cairn.meta.v1.Checksum
+	9,   // 16: cairn.meta.v1.PartRow.data:type_name -> cairn.meta.v1.Data
+	19,  // 17: cairn.meta.v1.ManifestRow.parts:type_name -> cairn.meta.v1.ManifestPart
+	10,  // 18: cairn.meta.v1.CompletedUploadRow.checksums:type_name -> cairn.meta.v1.Checksum
+	2,   // 19: cairn.meta.v1.BucketRow.versioning:type_name -> cairn.meta.v1.Versioning
+	23,  // 20: cairn.meta.v1.BucketRow.events:type_name -> cairn.meta.v1.BucketEvents
+	100, // 21: cairn.meta.v1.BucketEvents.config:type_name -> cairn.meta.v1.NotificationConfig
+	8,   // 22: cairn.meta.v1.GarbageRow.chunks:type_name -> cairn.meta.v1.ChunkRef
+	29,  // 23: cairn.meta.v1.RangeDescriptor.start:type_name -> cairn.meta.v1.PosPB
+	29,  // 24: cairn.meta.v1.RangeDescriptor.end:type_name -> cairn.meta.v1.PosPB
+	33,  // 25: cairn.meta.v1.EventRow.requester:type_name -> cairn.meta.v1.Requester
+	32,  // 26: cairn.meta.v1.DeadEventRow.event:type_name -> cairn.meta.v1.EventRow
+	33,  // 27: cairn.meta.v1.RangeCommand.requester:type_name -> cairn.meta.v1.Requester
+	41,  // 28: cairn.meta.v1.RangeCommand.put_bucket:type_name -> cairn.meta.v1.PutBucketOp
+	42,  // 29: cairn.meta.v1.RangeCommand.fence_bucket:type_name -> cairn.meta.v1.FenceBucketOp
+	43,  // 30: cairn.meta.v1.RangeCommand.drop_bucket:type_name -> cairn.meta.v1.DropBucketOp
+	50,  // 31: cairn.meta.v1.RangeCommand.put_object:type_name -> cairn.meta.v1.PutObjectOp
+	51,  // 32: cairn.meta.v1.RangeCommand.delete_objects:type_name -> cairn.meta.v1.DeleteObjectsOp
+	53,  // 33: cairn.meta.v1.RangeCommand.create_upload:type_name -> cairn.meta.v1.CreateUploadOp
+	54,  // 34: cairn.meta.v1.RangeCommand.put_part:type_name -> cairn.meta.v1.PutPartOp
+	55,  // 35: cairn.meta.v1.RangeCommand.complete_upload:type_name -> cairn.meta.v1.CompleteUploadOp
+	56,  // 36: cairn.meta.v1.RangeCommand.abort_upload:type_name -> cairn.meta.v1.AbortUploadOp
+	59,  // 37: cairn.meta.v1.RangeCommand.rewrite_data:type_name -> cairn.meta.v1.RewriteDataOp
+	57,  // 38: cairn.meta.v1.RangeCommand.update_version:type_name -> cairn.meta.v1.UpdateVersionOp
+	63,  // 39: cairn.meta.v1.RangeCommand.expire:type_name -> cairn.meta.v1.ExpireOp
+	61,  // 40: cairn.meta.v1.RangeCommand.touch:type_name -> cairn.meta.v1.TouchOp
+	65,  // 41: cairn.meta.v1.RangeCommand.drop_garbage:type_name -> cairn.meta.v1.DropGarbageOp
+	67,  // 42: cairn.meta.v1.RangeCommand.expand_doomed:type_name -> cairn.meta.v1.ExpandDoomedOp
+	69,  // 43: cairn.meta.v1.RangeCommand.sweep:type_name -> cairn.meta.v1.SweepOp
+	70,  // 44: cairn.meta.v1.RangeCommand.drop_repair:type_name -> cairn.meta.v1.DropRepairOp
+	72,  // 45: cairn.meta.v1.RangeCommand.tick:type_name -> cairn.meta.v1.TickOp
+	44,  // 46: cairn.meta.v1.RangeCommand.split:type_name -> cairn.meta.v1.SplitOp
+	47,  // 47: cairn.meta.v1.RangeCommand.check_bounds:type_name -> cairn.meta.v1.CheckBoundsOp
+	48,  // 48: cairn.meta.v1.RangeCommand.judge_bounds:type_name -> cairn.meta.v1.JudgeBoundsOp
+	73,  // 49: cairn.meta.v1.RangeCommand.ack_events:type_name -> cairn.meta.v1.AckEventsOp
+	75,  // 50: cairn.meta.v1.RangeCommand.hold_events:type_name -> cairn.meta.v1.HoldEventsOp
+	76,  // 51: cairn.meta.v1.RangeCommand.trim_events:type_name -> cairn.meta.v1.TrimEventsOp
+	77,  // 52: cairn.meta.v1.RangeCommand.fire_timers:type_name -> cairn.meta.v1.FireTimersOp
+	79,  // 53: cairn.meta.v1.RangeCommand.drop_dead_events:type_name -> cairn.meta.v1.DropDeadEventsOp
+	80,  // 54: cairn.meta.v1.RangeCommand.events_ready:type_name -> cairn.meta.v1.EventsReadyOp
+	22,  // 55: cairn.meta.v1.PutBucketOp.row:type_name -> cairn.meta.v1.BucketRow
+	29,  // 56: cairn.meta.v1.SplitOp.at:type_name -> cairn.meta.v1.PosPB
+	45,  // 57: cairn.meta.v1.SplitOp.replicas:type_name -> cairn.meta.v1.ChildReplica
+	29,  // 58: cairn.meta.v1.ChildRow.start:type_name -> cairn.meta.v1.PosPB
+	29,  // 59: cairn.meta.v1.ChildRow.end:type_name -> cairn.meta.v1.PosPB
+	45,  // 60: cairn.meta.v1.ChildRow.replicas:type_name -> cairn.meta.v1.ChildReplica
+	48,  // 61: cairn.meta.v1.CheckRow.found:type_name -> cairn.meta.v1.JudgeBoundsOp
+	14,  // 62: cairn.meta.v1.PutObjectOp.row:type_name -> cairn.meta.v1.ObjectRow
+	39,  // 63: cairn.meta.v1.PutObjectOp.conditions:type_name -> cairn.meta.v1.Conditions
+	52,  // 64: cairn.meta.v1.DeleteObjectsOp.entries:type_name -> cairn.meta.v1.DeleteEntry
+	39,  // 65: cairn.meta.v1.DeleteEntry.conditions:type_name -> cairn.meta.v1.Conditions
+	17,  // 66: cairn.meta.v1.CreateUploadOp.row:type_name -> cairn.meta.v1.UploadRow
+	18,  // 67: cairn.meta.v1.PutPartOp.row:type_name -> cairn.meta.v1.PartRow
+	19,  // 68: cairn.meta.v1.CompleteUploadOp.parts:type_name -> cairn.meta.v1.ManifestPart
+	10,  // 69: cairn.meta.v1.CompleteUploadOp.checksums:type_name -> cairn.meta.v1.Checksum
+	39,  // 70: cairn.meta.v1.CompleteUploadOp.conditions:type_name -> cairn.meta.v1.Conditions
+	12,  // 71: cairn.meta.v1.UpdateVersionOp.tags:type_name -> cairn.meta.v1.Tags
+	58,  // 72: cairn.meta.v1.UpdateVersionOp.retention:type_name -> cairn.meta.v1.Retention
+	16,  // 73: cairn.meta.v1.UpdateVersionOp.restore:type_name -> cairn.meta.v1.Restore
+	9,   // 74: cairn.meta.v1.RewriteDataOp.data:type_name -> cairn.meta.v1.Data
+	8,   // 75: cairn.meta.v1.RewriteDataOp.release:type_name -> cairn.meta.v1.ChunkRef
+	60,  // 76: cairn.meta.v1.RewriteDataOp.tier:type_name -> cairn.meta.v1.ChangeTier
+	5,   // 77: cairn.meta.v1.ChangeTier.to:type_name -> cairn.meta.v1.Tiering.Tier
+	62,  // 78: cairn.meta.v1.TouchOp.entries:type_name -> cairn.meta.v1.TouchEntry
+	64,  // 79: cairn.meta.v1.ExpireOp.entries:type_name -> cairn.meta.v1.ExpireEntry
+	6,   // 80: cairn.meta.v1.ExpireEntry.what:type_name -> cairn.meta.v1.ExpireEntry.What
+	66,  // 81: cairn.meta.v1.DropGarbageOp.ids:type_name -> cairn.meta.v1.GarbageID
+	68,  // 82: cairn.meta.v1.ExpandDoomedOp.only:type_name -> cairn.meta.v1.DoomedID
+	71,  // 83: cairn.meta.v1.DropRepairOp.ids:type_name -> cairn.meta.v1.RepairID
+	74,  // 84: cairn.meta.v1.AckEventsOp.dead:type_name -> cairn.meta.v1.DeadEvent
+	78,  // 85: cairn.meta.v1.FireTimersOp.ids:type_name -> cairn.meta.v1.EventTimerID
+	10,  // 86: cairn.meta.v1.RangeResult.checksums:type_name -> cairn.meta.v1.Checksum
+	81,  // 87: cairn.meta.v1.RangeResult.entries:type_name -> cairn.meta.v1.RangeResult
+	84,  // 88: cairn.meta.v1.RangeResult.ranges:type_name -> cairn.meta.v1.SysGroup
+	29,  // 89: cairn.meta.v1.SysGroup.start:type_name -> cairn.meta.v1.PosPB
+	29,  // 90: cairn.meta.v1.SysGroup.end:type_name -> cairn.meta.v1.PosPB
+	85,  // 91: cairn.meta.v1.SysGroup.replicas:type_name -> cairn.meta.v1.SysReplica
+	104, // 92: cairn.meta.v1.SysTopology.store:type_name -> cairn.meta.v1.SysStore
+	86,  // 93: cairn.meta.v1.SysTopology.nodes:type_name -> cairn.meta.v1.SysNode
+	82,  // 94: cairn.meta.v1.SysTopology.drives:type_name -> cairn.meta.v1.SysDrive
+	83,  // 95: cairn.meta.v1.SysTopology.pgs:type_name -> cairn.meta.v1.SysPG
+	84,  // 96: cairn.meta.v1.SysTopology.groups:type_name -> cairn.meta.v1.SysGroup
+	3,   // 97: cairn.meta.v1.SysBucket.state:type_name -> cairn.meta.v1.BucketState
+	2,   // 98: cairn.meta.v1.SysBucket.versioning:type_name -> cairn.meta.v1.Versioning
+	103, // 99: cairn.meta.v1.SysBucket.default_lock:type_name -> cairn.meta.v1.BucketLock
+	11,  // 100: cairn.meta.v1.SysBucket.tags:type_name -> cairn.meta.v1.KV
+	102, // 101: cairn.meta.v1.SysBucket.public_access_block:type_name -> cairn.meta.v1.PublicAccessBlock
+	94,  // 102: cairn.meta.v1.SysBucket.lifecycle:type_name -> cairn.meta.v1.LifecycleConfig
+	93,  // 103: cairn.meta.v1.SysBucket.tiering:type_name -> cairn.meta.v1.TieringConfig
+	100, // 104: cairn.meta.v1.SysBucket.notification:type_name -> cairn.meta.v1.NotificationConfig
+	11,  // 105: cairn.meta.v1.SysTarget.settings:type_name -> cairn.meta.v1.KV
+	92,  // 106: cairn.meta.v1.SysTarget.secrets:type_name -> cairn.meta.v1.SealedKV
+	4,   // 107: cairn.meta.v1.SysTarget.when_full:type_name -> cairn.meta.v1.WhenFull
+	96,  // 108: cairn.meta.v1.TieringConfig.filter:type_name -> cairn.meta.v1.LifecycleFilter
+	95,  // 109: cairn.meta.v1.LifecycleConfig.rules:type_name -> cairn.meta.v1.LifecycleRule
+	96,  // 110: cairn.meta.v1.LifecycleRule.filter:type_name -> cairn.meta.v1.LifecycleFilter
+	97,  // 111: cairn.meta.v1.LifecycleRule.transitions:type_name -> cairn.meta.v1.LifecycleTransition
+	97,  // 112: cairn.meta.v1.LifecycleRule.noncurrent_transitions:type_name -> cairn.meta.v1.LifecycleTransition
+	98,  // 113: cairn.meta.v1.LifecycleRule.expiration:type_name -> cairn.meta.v1.LifecycleExpiration
+	99,  // 114: cairn.meta.v1.LifecycleRule.noncurrent_expiration:type_name -> cairn.meta.v1.LifecycleNoncurrentExpiration
+	11,  // 115: cairn.meta.v1.LifecycleFilter.tags:type_name -> cairn.meta.v1.KV
+	101, // 116: cairn.meta.v1.NotificationConfig.rules:type_name -> cairn.meta.v1.NotificationRule
+	7,   // 117: cairn.meta.v1.NotificationRule.kind:type_name -> cairn.meta.v1.NotificationRule.Kind
+	106, // 118: cairn.meta.v1.SysCommand.init_store:type_name -> cairn.meta.v1.InitStoreOp
+	107, // 119: cairn.meta.v1.SysCommand.put_drive:type_name -> cairn.meta.v1.PutDriveOp
+	108, // 120: cairn.meta.v1.SysCommand.set_drive_state:type_name -> cairn.meta.v1.SetDriveStateOp
+	109, // 121: cairn.meta.v1.SysCommand.replace_drive:type_name -> cairn.meta.v1.ReplaceDriveOp
+	110, // 122: cairn.meta.v1.SysCommand.put_pgs:type_name -> cairn.meta.v1.PutPGsOp
+	111, // 123: cairn.meta.v1.SysCommand.update_pg:type_name -> cairn.meta.v1.UpdatePGOp
+	112, // 124: cairn.meta.v1.SysCommand.put_group:type_name -> cairn.meta.v1.PutGroupOp
+	113, // 125: cairn.meta.v1.SysCommand.create_bucket:type_name -> cairn.meta.v1.CreateBucketOp
+	114, // 126: cairn.meta.v1.SysCommand.set_bucket_state:type_name -> cairn.meta.v1.SetBucketStateOp
+	115, // 127: cairn.meta.v1.SysCommand.remove_bucket:type_name -> cairn.meta.v1.RemoveBucketOp
+	116, // 128: cairn.meta.v1.SysCommand.set_bucket_config:type_name -> cairn.meta.v1.SetBucketConfigOp
+	122, // 129: cairn.meta.v1.SysCommand.bucket_rows_done:type_name -> cairn.meta.v1.BucketRowsDoneOp
+	123, // 130: cairn.meta.v1.SysCommand.drive_started:type_name -> cairn.meta.v1.DriveStartedOp
+	136, // 131: cairn.meta.v1.SysCommand.new_group:type_name -> cairn.meta.v1.NewGroupOp
+	137, // 132: cairn.meta.v1.SysCommand.put_ranges:type_name -> cairn.meta.v1.PutRangesOp
+	124, // 133: cairn.meta.v1.SysCommand.add_node:type_name -> cairn.meta.v1.AddNodeOp
+	125, // 134: cairn.meta.v1.SysCommand.node_started:type_name -> cairn.meta.v1.NodeStartedOp
+	126, // 135: cairn.meta.v1.SysCommand.nodes_down:type_name -> cairn.meta.v1.NodesDownOp
+	128, // 136: cairn.meta.v1.SysCommand.leave_node:type_name -> cairn.meta.v1.LeaveNodeOp
+	129, // 137: cairn.meta.v1.SysCommand.remove_node:type_name -> cairn.meta.v1.RemoveNodeOp
+	130, // 138: cairn.meta.v1.SysCommand.put_token:type_name -> cairn.meta.v1.PutTokenOp
+	131, // 139: cairn.meta.v1.SysCommand.put_ca:type_name -> cairn.meta.v1.PutCAOp
+	132, // 140: cairn.meta.v1.SysCommand.set_replicas:type_name -> cairn.meta.v1.SetReplicasOp
+	133, // 141: cairn.meta.v1.SysCommand.replica_lost:type_name -> cairn.meta.v1.ReplicaLostOp
+	134, // 142: cairn.meta.v1.SysCommand.put_target:type_name -> cairn.meta.v1.PutTargetOp
+	135, // 143: cairn.meta.v1.SysCommand.remove_target:type_name -> cairn.meta.v1.RemoveTargetOp
+	82,  // 144: cairn.meta.v1.InitStoreOp.drives:type_name -> cairn.meta.v1.SysDrive
+	83,  // 145: cairn.meta.v1.InitStoreOp.pgs:type_name -> cairn.meta.v1.SysPG
+	84,  // 146: cairn.meta.v1.InitStoreOp.groups:type_name -> cairn.meta.v1.SysGroup
+	86,  // 147: cairn.meta.v1.InitStoreOp.nodes:type_name -> cairn.meta.v1.SysNode
+	82,  // 148: cairn.meta.v1.PutDriveOp.drive:type_name -> cairn.meta.v1.SysDrive
+	82,  // 149: cairn.meta.v1.ReplaceDriveOp.new:type_name -> cairn.meta.v1.SysDrive
+	83,  // 150: cairn.meta.v1.PutPGsOp.pgs:type_name -> cairn.meta.v1.SysPG
+	83,  // 151: cairn.meta.v1.UpdatePGOp.pg:type_name -> cairn.meta.v1.SysPG
+	84,  // 152: cairn.meta.v1.PutGroupOp.group:type_name -> cairn.meta.v1.SysGroup
+	90,  // 153: cairn.meta.v1.CreateBucketOp.bucket:type_name -> cairn.meta.v1.SysBucket
+	3,   // 154: cairn.meta.v1.SetBucketStateOp.from:type_name -> cairn.meta.v1.BucketState
+	3,   // 155: cairn.meta.v1.SetBucketStateOp.to:type_name -> cairn.meta.v1.BucketState
+	2,   // 156: cairn.meta.v1.SetBucketConfigOp.versioning:type_name -> cairn.meta.v1.Versioning
+	103, // 157: cairn.meta.v1.SetBucketConfigOp.lock:type_name -> cairn.meta.v1.BucketLock
+	12,  // 158: cairn.meta.v1.SetBucketConfigOp.tags:type_name -> cairn.meta.v1.Tags
+	120, // 159: cairn.meta.v1.SetBucketConfigOp.public_access_block:type_name -> cairn.meta.v1.SetPublicAccessBlock
+	121, // 160: cairn.meta.v1.SetBucketConfigOp.ownership_controls:type_name -> cairn.meta.v1.SetOwnershipControls
+	119, // 161: cairn.meta.v1.SetBucketConfigOp.lifecycle:type_name -> cairn.meta.v1.SetLifecycle
+	118, // 162: cairn.meta.v1.SetBucketConfigOp.tiering:type_name -> cairn.meta.v1.SetTiering
+	117, // 163: cairn.meta.v1.SetBucketConfigOp.notification:type_name -> cairn.meta.v1.SetNotification
+	100, // 164: cairn.meta.v1.SetNotification.config:type_name -> cairn.meta.v1.NotificationConfig
+	93,  // 165: cairn.meta.v1.SetTiering.put:type_name -> cairn.meta.v1.TieringConfig
+	94,  // 166: cairn.meta.v1.SetLifecycle.config:type_name -> cairn.meta.v1.LifecycleConfig
+	102, // 167: cairn.meta.v1.SetPublicAccessBlock.block:type_name -> cairn.meta.v1.PublicAccessBlock
+	86,  // 168: cairn.meta.v1.AddNodeOp.node:type_name -> cairn.meta.v1.SysNode
+	127, // 169: cairn.meta.v1.NodesDownOp.nodes:type_name -> cairn.meta.v1.NodeRef
+	85,  // 170: cairn.meta.v1.SetReplicasOp.replicas:type_name -> cairn.meta.v1.SysReplica
+	91,  // 171: cairn.meta.v1.PutTargetOp.target:type_name -> cairn.meta.v1.SysTarget
+	84,  // 172: cairn.meta.v1.PutRangesOp.ranges:type_name -> cairn.meta.v1.SysGroup
+	90,  // 173: cairn.meta.v1.SysResult.bucket:type_name -> cairn.meta.v1.SysBucket
+	174, // [174:174] is the sub-list for method output_type
+	174, // [174:174] is the sub-list for method input_type
+	174, // [174:174] is the sub-list for extension type_name
+	174, // [174:174] is the sub-list for extension extendee
+	0,   // [0:174] is the sub-list for field type_name
 }
 
 func init() { file_proto_metapb_meta_proto_init() }
@@ -9417,7 +12243,7 @@ func file_proto_metapb_meta_proto_init() {
 	if File_proto_metapb_meta_proto != nil {
 		return
 	}
-	file_proto_metapb_meta_proto_msgTypes[23].OneofWrappers = []any{
+	file_proto_metapb_meta_proto_msgTypes[32].OneofWrappers = []any{
 		(*RangeCommand_PutBucket)(nil),
 		(*RangeCommand_FenceBucket)(nil),
 		(*RangeCommand_DropBucket)(nil),
@@ -9430,6 +12256,7 @@ func file_proto_metapb_meta_proto_init() {
 		(*RangeCommand_RewriteData)(nil),
 		(*RangeCommand_UpdateVersion)(nil),
 		(*RangeCommand_Expire)(nil),
+		(*RangeCommand_Touch)(nil),
 		(*RangeCommand_DropGarbage)(nil),
 		(*RangeCommand_ExpandDoomed)(nil),
 		(*RangeCommand_Sweep)(nil),
@@ -9438,14 +12265,20 @@ func file_proto_metapb_meta_proto_init() {
 		(*RangeCommand_Split)(nil),
 		(*RangeCommand_CheckBounds)(nil),
 		(*RangeCommand_JudgeBounds)(nil),
+		(*RangeCommand_AckEvents)(nil),
+		(*RangeCommand_HoldEvents)(nil),
+		(*RangeCommand_TrimEvents)(nil),
+		(*RangeCommand_FireTimers)(nil),
+		(*RangeCommand_DropDeadEvents)(nil),
+		(*RangeCommand_EventsReady)(nil),
 	}
-	file_proto_metapb_meta_proto_msgTypes[40].OneofWrappers = []any{
+	file_proto_metapb_meta_proto_msgTypes[49].OneofWrappers = []any{
 		(*UpdateVersionOp_Tags)(nil),
 		(*UpdateVersionOp_Retention)(nil),
 		(*UpdateVersionOp_LegalHold)(nil),
 		(*UpdateVersionOp_Restore)(nil),
 	}
-	file_proto_metapb_meta_proto_msgTypes[72].OneofWrappers = []any{
+	file_proto_metapb_meta_proto_msgTypes[97].OneofWrappers = []any{
 		(*SysCommand_InitStore)(nil),
 		(*SysCommand_PutDrive)(nil),
 		(*SysCommand_SetDriveState)(nil),
@@ -9470,14 +12303,16 @@ func file_proto_metapb_meta_proto_init() {
 		(*SysCommand_PutCa)(nil),
 		(*SysCommand_SetReplicas)(nil),
 		(*SysCommand_ReplicaLost)(nil),
+		(*SysCommand_PutTarget)(nil),
+		(*SysCommand_RemoveTarget)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_proto_metapb_meta_proto_rawDesc), len(file_proto_metapb_meta_proto_rawDesc)),
-			NumEnums:      4,
-			NumMessages:   102,
+			NumEnums:      8,
+			NumMessages:   131,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -73,7 +73,7 @@ func (x ChangeMemberRequest_Change) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ChangeMemberRequest_Change.Descriptor instead.
 func (ChangeMemberRequest_Change) EnumDescriptor() ([]byte, []int) {
-	return file_proto_nodepb_meta_proto_rawDescGZIP(), []int{31, 0}
+	return file_proto_nodepb_meta_proto_rawDescGZIP(), []int{44, 0}
 }
 
 type ProposeRequest struct {
@@ -199,6 +199,13 @@ type QueryRequest struct {
 	//	*QueryRequest_Walk
 	//	*QueryRequest_Check
 	//	*QueryRequest_ObjectParts
+	//	*QueryRequest_Survey
+	//	*QueryRequest_CountersPage
+	//	*QueryRequest_Events
+	//	*QueryRequest_EventState
+	//	*QueryRequest_EventCounters
+	//	*QueryRequest_DeadEvents
+	//	*QueryRequest_EventTimers
 	Of            isQueryRequest_Of `protobuf_oneof:"of"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -446,6 +453,69 @@ func (x *QueryRequest) GetObjectParts() *ObjectPartsQuery {
 	return nil
 }
 
+func (x *QueryRequest) GetSurvey() *SurveyQuery {
+	if x != nil {
+		if x, ok := x.Of.(*QueryRequest_Survey); ok {
+			return x.Survey
+		}
+	}
+	return nil
+}
+
+func (x *QueryRequest) GetCountersPage() *CountersQuery {
+	if x != nil {
+		if x, ok := x.Of.(*QueryRequest_CountersPage); ok {
+			return x.CountersPage
+		}
+	}
+	return nil
+}
+
+func (x *QueryRequest) GetEvents() *EventsQuery {
+	if x != nil {
+		if x, ok := x.Of.(*QueryRequest_Events); ok {
+			return x.Events
+		}
+	}
+	return nil
+}
+
+func (x *QueryRequest) GetEventState() *InfoQuery {
+	if x != nil {
+		if x, ok := x.Of.(*QueryRequest_EventState); ok {
+			return x.EventState
+		}
+	}
+	return nil
+}
+
+func (x *QueryRequest) GetEventCounters() *EventCountersQuery {
+	if x != nil {
+		if x, ok := x.Of.(*QueryRequest_EventCounters); ok {
+			return x.EventCounters
+		}
+	}
+	return nil
+}
+
+func (x *QueryRequest) GetDeadEvents() *DeadEventsQuery {
+	if x != nil {
+		if x, ok := x.Of.(*QueryRequest_DeadEvents); ok {
+			return x.DeadEvents
+		}
+	}
+	return nil
+}
+
+func (x *QueryRequest) GetEventTimers() *EventTimersQuery {
+	if x != nil {
+		if x, ok := x.Of.(*QueryRequest_EventTimers); ok {
+			return x.EventTimers
+		}
+	}
+	return nil
+}
+
 type isQueryRequest_Of interface {
 	isQueryRequest_Of()
 }
@@ -538,6 +608,34 @@ type QueryRequest_ObjectParts struct {
 	ObjectParts *ObjectPartsQuery `protobuf:"bytes,23,opt,name=object_parts,json=objectParts,proto3,oneof"`
 }
 
+type QueryRequest_Survey struct {
+	Survey *SurveyQuery `protobuf:"bytes,30,opt,name=survey,proto3,oneof"`
+}
+
+type QueryRequest_CountersPage struct {
+	CountersPage *CountersQuery `protobuf:"bytes,31,opt,name=counters_page,json=countersPage,proto3,oneof"`
+}
+
+type QueryRequest_Events struct {
+	Events *EventsQuery `protobuf:"bytes,40,opt,name=events,proto3,oneof"`
+}
+
+type QueryRequest_EventState struct {
+	EventState *InfoQuery `protobuf:"bytes,41,opt,name=event_state,json=eventState,proto3,oneof"`
+}
+
+type QueryRequest_EventCounters struct {
+	EventCounters *EventCountersQuery `protobuf:"bytes,42,opt,name=event_counters,json=eventCounters,proto3,oneof"`
+}
+
+type QueryRequest_DeadEvents struct {
+	DeadEvents *DeadEventsQuery `protobuf:"bytes,43,opt,name=dead_events,json=deadEvents,proto3,oneof"`
+}
+
+type QueryRequest_EventTimers struct {
+	EventTimers *EventTimersQuery `protobuf:"bytes,44,opt,name=event_timers,json=eventTimers,proto3,oneof"`
+}
+
 func (*QueryRequest_Info) isQueryRequest_Of() {}
 
 func (*QueryRequest_Bucket) isQueryRequest_Of() {}
@@ -581,6 +679,20 @@ func (*QueryRequest_Walk) isQueryRequest_Of() {}
 func (*QueryRequest_Check) isQueryRequest_Of() {}
 
 func (*QueryRequest_ObjectParts) isQueryRequest_Of() {}
+
+func (*QueryRequest_Survey) isQueryRequest_Of() {}
+
+func (*QueryRequest_CountersPage) isQueryRequest_Of() {}
+
+func (*QueryRequest_Events) isQueryRequest_Of() {}
+
+func (*QueryRequest_EventState) isQueryRequest_Of() {}
+
+func (*QueryRequest_EventCounters) isQueryRequest_Of() {}
+
+func (*QueryRequest_DeadEvents) isQueryRequest_Of() {}
+
+func (*QueryRequest_EventTimers) isQueryRequest_Of() {}
 
 type InfoQuery struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1523,37 +1635,854 @@ func (x *ChunkQuery) GetChunk() []byte {
 	return nil
 }
 
+// SurveyPos is a place in a survey, see rangestate.LifecyclePos.
+type SurveyPos struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           []byte                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	Seq           uint64                 `protobuf:"varint,2,opt,name=seq,proto3" json:"seq,omitempty"`
+	Upload        bool                   `protobuf:"varint,3,opt,name=upload,proto3" json:"upload,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SurveyPos) Reset() {
+	*x = SurveyPos{}
+	mi := &file_proto_nodepb_meta_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SurveyPos) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SurveyPos) ProtoMessage() {}
+
+func (x *SurveyPos) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_nodepb_meta_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SurveyPos.ProtoReflect.Descriptor instead.
+func (*SurveyPos) Descriptor() ([]byte, []int) {
+	return file_proto_nodepb_meta_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *SurveyPos) GetKey() []byte {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *SurveyPos) GetSeq() uint64 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
+}
+
+func (x *SurveyPos) GetUpload() bool {
+	if x != nil {
+		return x.Upload
+	}
+	return false
+}
+
+type SurveyQuery struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Bucket        uint64                 `protobuf:"varint,1,opt,name=bucket,proto3" json:"bucket,omitempty"`
+	Prefix        []byte                 `protobuf:"bytes,2,opt,name=prefix,proto3" json:"prefix,omitempty"`
+	Current       bool                   `protobuf:"varint,3,opt,name=current,proto3" json:"current,omitempty"`
+	Uploads       bool                   `protobuf:"varint,4,opt,name=uploads,proto3" json:"uploads,omitempty"`
+	After         *SurveyPos             `protobuf:"bytes,5,opt,name=after,proto3" json:"after,omitempty"`
+	Limit         uint32                 `protobuf:"varint,6,opt,name=limit,proto3" json:"limit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SurveyQuery) Reset() {
+	*x = SurveyQuery{}
+	mi := &file_proto_nodepb_meta_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SurveyQuery) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SurveyQuery) ProtoMessage() {}
+
+func (x *SurveyQuery) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_nodepb_meta_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SurveyQuery.ProtoReflect.Descriptor instead.
+func (*SurveyQuery) Descriptor() ([]byte, []int) {
+	return file_proto_nodepb_meta_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *SurveyQuery) GetBucket() uint64 {
+	if x != nil {
+		return x.Bucket
+	}
+	return 0
+}
+
+func (x *SurveyQuery) GetPrefix() []byte {
+	if x != nil {
+		return x.Prefix
+	}
+	return nil
+}
+
+func (x *SurveyQuery) GetCurrent() bool {
+	if x != nil {
+		return x.Current
+	}
+	return false
+}
+
+func (x *SurveyQuery) GetUploads() bool {
+	if x != nil {
+		return x.Uploads
+	}
+	return false
+}
+
+func (x *SurveyQuery) GetAfter() *SurveyPos {
+	if x != nil {
+		return x.After
+	}
+	return nil
+}
+
+func (x *SurveyQuery) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+type SurveyRow struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Key             []byte                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	Object          *metapb.ObjectRow      `protobuf:"bytes,2,opt,name=object,proto3" json:"object,omitempty"`
+	Upload          *metapb.UploadRow      `protobuf:"bytes,3,opt,name=upload,proto3" json:"upload,omitempty"`
+	Inline          bool                   `protobuf:"varint,4,opt,name=inline,proto3" json:"inline,omitempty"`
+	Newest          bool                   `protobuf:"varint,5,opt,name=newest,proto3" json:"newest,omitempty"`
+	Only            bool                   `protobuf:"varint,6,opt,name=only,proto3" json:"only,omitempty"`
+	NewerNoncurrent uint32                 `protobuf:"varint,7,opt,name=newer_noncurrent,json=newerNoncurrent,proto3" json:"newer_noncurrent,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *SurveyRow) Reset() {
+	*x = SurveyRow{}
+	mi := &file_proto_nodepb_meta_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SurveyRow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SurveyRow) ProtoMessage() {}
+
+func (x *SurveyRow) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_nodepb_meta_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SurveyRow.ProtoReflect.Descriptor instead.
+func (*SurveyRow) Descriptor() ([]byte, []int) {
+	return file_proto_nodepb_meta_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *SurveyRow) GetKey() []byte {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *SurveyRow) GetObject() *metapb.ObjectRow {
+	if x != nil {
+		return x.Object
+	}
+	return nil
+}
+
+func (x *SurveyRow) GetUpload() *metapb.UploadRow {
+	if x != nil {
+		return x.Upload
+	}
+	return nil
+}
+
+func (x *SurveyRow) GetInline() bool {
+	if x != nil {
+		return x.Inline
+	}
+	return false
+}
+
+func (x *SurveyRow) GetNewest() bool {
+	if x != nil {
+		return x.Newest
+	}
+	return false
+}
+
+func (x *SurveyRow) GetOnly() bool {
+	if x != nil {
+		return x.Only
+	}
+	return false
+}
+
+func (x *SurveyRow) GetNewerNoncurrent() uint32 {
+	if x != nil {
+		return x.NewerNoncurrent
+	}
+	return 0
+}
+
+type CountersQuery struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	First         uint64                 `protobuf:"varint,1,opt,name=first,proto3" json:"first,omitempty"`
+	Last          uint64                 `protobuf:"varint,2,opt,name=last,proto3" json:"last,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CountersQuery) Reset() {
+	*x = CountersQuery{}
+	mi := &file_proto_nodepb_meta_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CountersQuery) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CountersQuery) ProtoMessage() {}
+
+func (x *CountersQuery) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_nodepb_meta_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CountersQuery.ProtoReflect.Descriptor instead.
+func (*CountersQuery) Descriptor() ([]byte, []int) {
+	return file_proto_nodepb_meta_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *CountersQuery) GetFirst() uint64 {
+	if x != nil {
+		return x.First
+	}
+	return 0
+}
+
+func (x *CountersQuery) GetLast() uint64 {
+	if x != nil {
+		return x.Last
+	}
+	return 0
+}
+
+// EventsQuery is a rangestate.EventQuery.
+type EventsQuery struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	After         uint64                 `protobuf:"varint,1,opt,name=after,proto3" json:"after,omitempty"`
+	Bucket        uint64                 `protobuf:"varint,2,opt,name=bucket,proto3" json:"bucket,omitempty"`
+	Target        string                 `protobuf:"bytes,3,opt,name=target,proto3" json:"target,omitempty"`
+	Limit         uint32                 `protobuf:"varint,4,opt,name=limit,proto3" json:"limit,omitempty"`
+	LookMax       uint32                 `protobuf:"varint,5,opt,name=look_max,json=lookMax,proto3" json:"look_max,omitempty"`
+	BytesMax      uint32                 `protobuf:"varint,6,opt,name=bytes_max,json=bytesMax,proto3" json:"bytes_max,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EventsQuery) Reset() {
+	*x = EventsQuery{}
+	mi := &file_proto_nodepb_meta_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EventsQuery) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EventsQuery) ProtoMessage() {}
+
+func (x *EventsQuery) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_nodepb_meta_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EventsQuery.ProtoReflect.Descriptor instead.
+func (*EventsQuery) Descriptor() ([]byte, []int) {
+	return file_proto_nodepb_meta_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *EventsQuery) GetAfter() uint64 {
+	if x != nil {
+		return x.After
+	}
+	return 0
+}
+
+func (x *EventsQuery) GetBucket() uint64 {
+	if x != nil {
+		return x.Bucket
+	}
+	return 0
+}
+
+func (x *EventsQuery) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *EventsQuery) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+func (x *EventsQuery) GetLookMax() uint32 {
+	if x != nil {
+		return x.LookMax
+	}
+	return 0
+}
+
+func (x *EventsQuery) GetBytesMax() uint32 {
+	if x != nil {
+		return x.BytesMax
+	}
+	return 0
+}
+
+type EventItem struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Seq           uint64                 `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
+	Row           *metapb.EventRow       `protobuf:"bytes,2,opt,name=row,proto3" json:"row,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EventItem) Reset() {
+	*x = EventItem{}
+	mi := &file_proto_nodepb_meta_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EventItem) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EventItem) ProtoMessage() {}
+
+func (x *EventItem) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_nodepb_meta_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EventItem.ProtoReflect.Descriptor instead.
+func (*EventItem) Descriptor() ([]byte, []int) {
+	return file_proto_nodepb_meta_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *EventItem) GetSeq() uint64 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
+}
+
+func (x *EventItem) GetRow() *metapb.EventRow {
+	if x != nil {
+		return x.Row
+	}
+	return nil
+}
+
+type EventTargetItem struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Row           *metapb.EventTargetRow `protobuf:"bytes,2,opt,name=row,proto3" json:"row,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EventTargetItem) Reset() {
+	*x = EventTargetItem{}
+	mi := &file_proto_nodepb_meta_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EventTargetItem) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EventTargetItem) ProtoMessage() {}
+
+func (x *EventTargetItem) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_nodepb_meta_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EventTargetItem.ProtoReflect.Descriptor instead.
+func (*EventTargetItem) Descriptor() ([]byte, []int) {
+	return file_proto_nodepb_meta_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *EventTargetItem) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *EventTargetItem) GetRow() *metapb.EventTargetRow {
+	if x != nil {
+		return x.Row
+	}
+	return nil
+}
+
+type EventCounterItem struct {
+	state         protoimpl.MessageState  `protogen:"open.v1"`
+	Bucket        uint64                  `protobuf:"varint,1,opt,name=bucket,proto3" json:"bucket,omitempty"`
+	Target        string                  `protobuf:"bytes,2,opt,name=target,proto3" json:"target,omitempty"`
+	Row           *metapb.EventCounterRow `protobuf:"bytes,3,opt,name=row,proto3" json:"row,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EventCounterItem) Reset() {
+	*x = EventCounterItem{}
+	mi := &file_proto_nodepb_meta_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EventCounterItem) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EventCounterItem) ProtoMessage() {}
+
+func (x *EventCounterItem) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_nodepb_meta_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EventCounterItem.ProtoReflect.Descriptor instead.
+func (*EventCounterItem) Descriptor() ([]byte, []int) {
+	return file_proto_nodepb_meta_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *EventCounterItem) GetBucket() uint64 {
+	if x != nil {
+		return x.Bucket
+	}
+	return 0
+}
+
+func (x *EventCounterItem) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *EventCounterItem) GetRow() *metapb.EventCounterRow {
+	if x != nil {
+		return x.Row
+	}
+	return nil
+}
+
+type EventCountersQuery struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	After         *EventCounterItem      `protobuf:"bytes,1,opt,name=after,proto3" json:"after,omitempty"`
+	Limit         uint32                 `protobuf:"varint,2,opt,name=limit,proto3" json:"limit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EventCountersQuery) Reset() {
+	*x = EventCountersQuery{}
+	mi := &file_proto_nodepb_meta_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EventCountersQuery) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EventCountersQuery) ProtoMessage() {}
+
+func (x *EventCountersQuery) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_nodepb_meta_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EventCountersQuery.ProtoReflect.Descriptor instead.
+func (*EventCountersQuery) Descriptor() ([]byte, []int) {
+	return file_proto_nodepb_meta_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *EventCountersQuery) GetAfter() *EventCounterItem {
+	if x != nil {
+		return x.After
+	}
+	return nil
+}
+
+func (x *EventCountersQuery) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+type DeadEventsQuery struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Target        string                 `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
+	After         uint64                 `protobuf:"varint,2,opt,name=after,proto3" json:"after,omitempty"`
+	Limit         uint32                 `protobuf:"varint,3,opt,name=limit,proto3" json:"limit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeadEventsQuery) Reset() {
+	*x = DeadEventsQuery{}
+	mi := &file_proto_nodepb_meta_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeadEventsQuery) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeadEventsQuery) ProtoMessage() {}
+
+func (x *DeadEventsQuery) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_nodepb_meta_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeadEventsQuery.ProtoReflect.Descriptor instead.
+func (*DeadEventsQuery) Descriptor() ([]byte, []int) {
+	return file_proto_nodepb_meta_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *DeadEventsQuery) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *DeadEventsQuery) GetAfter() uint64 {
+	if x != nil {
+		return x.After
+	}
+	return 0
+}
+
+func (x *DeadEventsQuery) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+type DeadEventItem struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Seq           uint64                 `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
+	Row           *metapb.DeadEventRow   `protobuf:"bytes,2,opt,name=row,proto3" json:"row,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeadEventItem) Reset() {
+	*x = DeadEventItem{}
+	mi := &file_proto_nodepb_meta_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeadEventItem) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeadEventItem) ProtoMessage() {}
+
+func (x *DeadEventItem) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_nodepb_meta_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeadEventItem.ProtoReflect.Descriptor instead.
+func (*DeadEventItem) Descriptor() ([]byte, []int) {
+	return file_proto_nodepb_meta_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *DeadEventItem) GetSeq() uint64 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
+}
+
+func (x *DeadEventItem) GetRow() *metapb.DeadEventRow {
+	if x != nil {
+		return x.Row
+	}
+	return nil
+}
+
+type EventTimersQuery struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	After         *metapb.EventTimerID   `protobuf:"bytes,1,opt,name=after,proto3" json:"after,omitempty"`
+	Limit         uint32                 `protobuf:"varint,2,opt,name=limit,proto3" json:"limit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EventTimersQuery) Reset() {
+	*x = EventTimersQuery{}
+	mi := &file_proto_nodepb_meta_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EventTimersQuery) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EventTimersQuery) ProtoMessage() {}
+
+func (x *EventTimersQuery) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_nodepb_meta_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EventTimersQuery.ProtoReflect.Descriptor instead.
+func (*EventTimersQuery) Descriptor() ([]byte, []int) {
+	return file_proto_nodepb_meta_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *EventTimersQuery) GetAfter() *metapb.EventTimerID {
+	if x != nil {
+		return x.After
+	}
+	return nil
+}
+
+func (x *EventTimersQuery) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+type EventTimerItem struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            *metapb.EventTimerID   `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Row           *metapb.EventTimerRow  `protobuf:"bytes,2,opt,name=row,proto3" json:"row,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EventTimerItem) Reset() {
+	*x = EventTimerItem{}
+	mi := &file_proto_nodepb_meta_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EventTimerItem) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EventTimerItem) ProtoMessage() {}
+
+func (x *EventTimerItem) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_nodepb_meta_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EventTimerItem.ProtoReflect.Descriptor instead.
+func (*EventTimerItem) Descriptor() ([]byte, []int) {
+	return file_proto_nodepb_meta_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *EventTimerItem) GetId() *metapb.EventTimerID {
+	if x != nil {
+		return x.Id
+	}
+	return nil
+}
+
+func (x *EventTimerItem) GetRow() *metapb.EventTimerRow {
+	if x != nil {
+		return x.Row
+	}
+	return nil
+}
+
 // QueryAnswer has what was asked for, and in every case the range's time.
 type QueryAnswer struct {
-	state          protoimpl.MessageState     `protogen:"open.v1"`
-	TimeMs         int64                      `protobuf:"varint,1,opt,name=time_ms,json=timeMs,proto3" json:"time_ms,omitempty"`
-	Seq            uint64                     `protobuf:"varint,2,opt,name=seq,proto3" json:"seq,omitempty"`                                             // info
-	Range          *metapb.RangeDescriptor    `protobuf:"bytes,3,opt,name=range,proto3" json:"range,omitempty"`                                          // info; of a listing: its bounds alone
-	Bucket         *metapb.BucketRow          `protobuf:"bytes,4,opt,name=bucket,proto3" json:"bucket,omitempty"`                                        // bucket, object
-	Object         *metapb.ObjectRow          `protobuf:"bytes,5,opt,name=object,proto3" json:"object,omitempty"`                                        // object, version_by_seq
-	Segments       []*Segment                 `protobuf:"bytes,6,rep,name=segments,proto3" json:"segments,omitempty"`                                    // a beginning of what was asked for
-	Offset         int64                      `protobuf:"varint,7,opt,name=offset,proto3" json:"offset,omitempty"`                                       // part_extent
-	Length         int64                      `protobuf:"varint,8,opt,name=length,proto3" json:"length,omitempty"`                                       // part_extent
-	Listed         []*ListedRow               `protobuf:"bytes,9,rep,name=listed,proto3" json:"listed,omitempty"`                                        // list_*
-	CommonPrefixes [][]byte                   `protobuf:"bytes,10,rep,name=common_prefixes,json=commonPrefixes,proto3" json:"common_prefixes,omitempty"` // list_*
-	More           bool                       `protobuf:"varint,11,opt,name=more,proto3" json:"more,omitempty"`                                          // there are more in the range than the answer has
-	Next           []byte                     `protobuf:"bytes,12,opt,name=next,proto3" json:"next,omitempty"`                                           // list_*: the marker of the next page
-	NextId         *IDPair                    `protobuf:"bytes,13,opt,name=next_id,json=nextId,proto3" json:"next_id,omitempty"`                         // list_versions, list_uploads
-	Upload         *metapb.UploadRow          `protobuf:"bytes,14,opt,name=upload,proto3" json:"upload,omitempty"`
-	Parts          []*metapb.PartRow          `protobuf:"bytes,15,rep,name=parts,proto3" json:"parts,omitempty"` // parts, part, object_parts
-	Completed      *metapb.CompletedUploadRow `protobuf:"bytes,16,opt,name=completed,proto3" json:"completed,omitempty"`
-	Items          []*Listed                  `protobuf:"bytes,17,rep,name=items,proto3" json:"items,omitempty"`  // garbage, doomed, repairs
-	Found          bool                       `protobuf:"varint,18,opt,name=found,proto3" json:"found,omitempty"` // refers
-	Chunk          *metapb.ChunkRef           `protobuf:"bytes,19,opt,name=chunk,proto3" json:"chunk,omitempty"`  // find_chunk, if found
-	Counters       []*CounterItem             `protobuf:"bytes,20,rep,name=counters,proto3" json:"counters,omitempty"`
-	Walk           []*WalkItem                `protobuf:"bytes,21,rep,name=walk,proto3" json:"walk,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	state             protoimpl.MessageState     `protogen:"open.v1"`
+	TimeMs            int64                      `protobuf:"varint,1,opt,name=time_ms,json=timeMs,proto3" json:"time_ms,omitempty"`
+	Seq               uint64                     `protobuf:"varint,2,opt,name=seq,proto3" json:"seq,omitempty"`                                             // info
+	Range             *metapb.RangeDescriptor    `protobuf:"bytes,3,opt,name=range,proto3" json:"range,omitempty"`                                          // info; of a listing: its bounds alone
+	Bucket            *metapb.BucketRow          `protobuf:"bytes,4,opt,name=bucket,proto3" json:"bucket,omitempty"`                                        // bucket, object
+	Object            *metapb.ObjectRow          `protobuf:"bytes,5,opt,name=object,proto3" json:"object,omitempty"`                                        // object, version_by_seq
+	Segments          []*Segment                 `protobuf:"bytes,6,rep,name=segments,proto3" json:"segments,omitempty"`                                    // a beginning of what was asked for
+	Offset            int64                      `protobuf:"varint,7,opt,name=offset,proto3" json:"offset,omitempty"`                                       // part_extent
+	Length            int64                      `protobuf:"varint,8,opt,name=length,proto3" json:"length,omitempty"`                                       // part_extent
+	Listed            []*ListedRow               `protobuf:"bytes,9,rep,name=listed,proto3" json:"listed,omitempty"`                                        // list_*
+	CommonPrefixes    [][]byte                   `protobuf:"bytes,10,rep,name=common_prefixes,json=commonPrefixes,proto3" json:"common_prefixes,omitempty"` // list_*
+	More              bool                       `protobuf:"varint,11,opt,name=more,proto3" json:"more,omitempty"`                                          // there are more in the range than the answer has
+	Next              []byte                     `protobuf:"bytes,12,opt,name=next,proto3" json:"next,omitempty"`                                           // list_*: the marker of the next page
+	NextId            *IDPair                    `protobuf:"bytes,13,opt,name=next_id,json=nextId,proto3" json:"next_id,omitempty"`                         // list_versions, list_uploads
+	Upload            *metapb.UploadRow          `protobuf:"bytes,14,opt,name=upload,proto3" json:"upload,omitempty"`
+	Parts             []*metapb.PartRow          `protobuf:"bytes,15,rep,name=parts,proto3" json:"parts,omitempty"` // parts, part, object_parts
+	Completed         *metapb.CompletedUploadRow `protobuf:"bytes,16,opt,name=completed,proto3" json:"completed,omitempty"`
+	Items             []*Listed                  `protobuf:"bytes,17,rep,name=items,proto3" json:"items,omitempty"`  // garbage, doomed, repairs
+	Found             bool                       `protobuf:"varint,18,opt,name=found,proto3" json:"found,omitempty"` // refers
+	Chunk             *metapb.ChunkRef           `protobuf:"bytes,19,opt,name=chunk,proto3" json:"chunk,omitempty"`  // find_chunk, if found
+	Counters          []*CounterItem             `protobuf:"bytes,20,rep,name=counters,proto3" json:"counters,omitempty"`
+	Walk              []*WalkItem                `protobuf:"bytes,21,rep,name=walk,proto3" json:"walk,omitempty"`
+	Survey            []*SurveyRow               `protobuf:"bytes,30,rep,name=survey,proto3" json:"survey,omitempty"`                           // with range: its bounds
+	SurveyNext        *SurveyPos                 `protobuf:"bytes,31,opt,name=survey_next,json=surveyNext,proto3" json:"survey_next,omitempty"` // if there are more
+	Events            []*EventItem               `protobuf:"bytes,40,rep,name=events,proto3" json:"events,omitempty"`
+	EventsNext        uint64                     `protobuf:"varint,41,opt,name=events_next,json=eventsNext,proto3" json:"events_next,omitempty"`                     // events: every row up to this sequence was looked at; with more
+	EventLog          *metapb.EventLogRow        `protobuf:"bytes,42,opt,name=event_log,json=eventLog,proto3" json:"event_log,omitempty"`                            // event_state
+	EventTargets      []*EventTargetItem         `protobuf:"bytes,43,rep,name=event_targets,json=eventTargets,proto3" json:"event_targets,omitempty"`                // event_state
+	EventTimersThere  bool                       `protobuf:"varint,44,opt,name=event_timers_there,json=eventTimersThere,proto3" json:"event_timers_there,omitempty"` // event_state
+	EventCounters     []*EventCounterItem        `protobuf:"bytes,45,rep,name=event_counters,json=eventCounters,proto3" json:"event_counters,omitempty"`
+	EventCountersNext *EventCounterItem          `protobuf:"bytes,46,opt,name=event_counters_next,json=eventCountersNext,proto3" json:"event_counters_next,omitempty"` // if there are more
+	DeadEvents        []*DeadEventItem           `protobuf:"bytes,47,rep,name=dead_events,json=deadEvents,proto3" json:"dead_events,omitempty"`                        // with more
+	EventTimers       []*EventTimerItem          `protobuf:"bytes,48,rep,name=event_timers,json=eventTimers,proto3" json:"event_timers,omitempty"`                     // with more
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *QueryAnswer) Reset() {
 	*x = QueryAnswer{}
-	mi := &file_proto_nodepb_meta_proto_msgTypes[18]
+	mi := &file_proto_nodepb_meta_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1565,7 +2494,7 @@ func (x *QueryAnswer) String() string {
 func (*QueryAnswer) ProtoMessage() {}
 
 func (x *QueryAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_nodepb_meta_proto_msgTypes[18]
+	mi := &file_proto_nodepb_meta_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1578,7 +2507,7 @@ func (x *QueryAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryAnswer.ProtoReflect.Descriptor instead.
 func (*QueryAnswer) Descriptor() ([]byte, []int) {
-	return file_proto_nodepb_meta_proto_rawDescGZIP(), []int{18}
+	return file_proto_nodepb_meta_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *QueryAnswer) GetTimeMs() int64 {
@@ -1728,6 +2657,83 @@ func (x *QueryAnswer) GetWalk() []*WalkItem {
 	return nil
 }
 
+func (x *QueryAnswer) GetSurvey() []*SurveyRow {
+	if x != nil {
+		return x.Survey
+	}
+	return nil
+}
+
+func (x *QueryAnswer) GetSurveyNext() *SurveyPos {
+	if x != nil {
+		return x.SurveyNext
+	}
+	return nil
+}
+
+func (x *QueryAnswer) GetEvents() []*EventItem {
+	if x != nil {
+		return x.Events
+	}
+	return nil
+}
+
+func (x *QueryAnswer) GetEventsNext() uint64 {
+	if x != nil {
+		return x.EventsNext
+	}
+	return 0
+}
+
+func (x *QueryAnswer) GetEventLog() *metapb.EventLogRow {
+	if x != nil {
+		return x.EventLog
+	}
+	return nil
+}
+
+func (x *QueryAnswer) GetEventTargets() []*EventTargetItem {
+	if x != nil {
+		return x.EventTargets
+	}
+	return nil
+}
+
+func (x *QueryAnswer) GetEventTimersThere() bool {
+	if x != nil {
+		return x.EventTimersThere
+	}
+	return false
+}
+
+func (x *QueryAnswer) GetEventCounters() []*EventCounterItem {
+	if x != nil {
+		return x.EventCounters
+	}
+	return nil
+}
+
+func (x *QueryAnswer) GetEventCountersNext() *EventCounterItem {
+	if x != nil {
+		return x.EventCountersNext
+	}
+	return nil
+}
+
+func (x *QueryAnswer) GetDeadEvents() []*DeadEventItem {
+	if x != nil {
+		return x.DeadEvents
+	}
+	return nil
+}
+
+func (x *QueryAnswer) GetEventTimers() []*EventTimerItem {
+	if x != nil {
+		return x.EventTimers
+	}
+	return nil
+}
+
 type Segment struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Part          uint32                 `protobuf:"varint,1,opt,name=part,proto3" json:"part,omitempty"`
@@ -1744,7 +2750,7 @@ type Segment struct {
 
 func (x *Segment) Reset() {
 	*x = Segment{}
-	mi := &file_proto_nodepb_meta_proto_msgTypes[19]
+	mi := &file_proto_nodepb_meta_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1756,7 +2762,7 @@ func (x *Segment) String() string {
 func (*Segment) ProtoMessage() {}
 
 func (x *Segment) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_nodepb_meta_proto_msgTypes[19]
+	mi := &file_proto_nodepb_meta_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1769,7 +2775,7 @@ func (x *Segment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Segment.ProtoReflect.Descriptor instead.
 func (*Segment) Descriptor() ([]byte, []int) {
-	return file_proto_nodepb_meta_proto_rawDescGZIP(), []int{19}
+	return file_proto_nodepb_meta_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Segment) GetPart() uint32 {
@@ -1840,7 +2846,7 @@ type ListedRow struct {
 
 func (x *ListedRow) Reset() {
 	*x = ListedRow{}
-	mi := &file_proto_nodepb_meta_proto_msgTypes[20]
+	mi := &file_proto_nodepb_meta_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1852,7 +2858,7 @@ func (x *ListedRow) String() string {
 func (*ListedRow) ProtoMessage() {}
 
 func (x *ListedRow) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_nodepb_meta_proto_msgTypes[20]
+	mi := &file_proto_nodepb_meta_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1865,7 +2871,7 @@ func (x *ListedRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListedRow.ProtoReflect.Descriptor instead.
 func (*ListedRow) Descriptor() ([]byte, []int) {
-	return file_proto_nodepb_meta_proto_rawDescGZIP(), []int{20}
+	return file_proto_nodepb_meta_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ListedRow) GetKey() []byte {
@@ -1905,7 +2911,7 @@ type Listed struct {
 
 func (x *Listed) Reset() {
 	*x = Listed{}
-	mi := &file_proto_nodepb_meta_proto_msgTypes[21]
+	mi := &file_proto_nodepb_meta_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1917,7 +2923,7 @@ func (x *Listed) String() string {
 func (*Listed) ProtoMessage() {}
 
 func (x *Listed) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_nodepb_meta_proto_msgTypes[21]
+	mi := &file_proto_nodepb_meta_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1930,7 +2936,7 @@ func (x *Listed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Listed.ProtoReflect.Descriptor instead.
 func (*Listed) Descriptor() ([]byte, []int) {
-	return file_proto_nodepb_meta_proto_rawDescGZIP(), []int{21}
+	return file_proto_nodepb_meta_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Listed) GetBucket() uint64 {
@@ -1993,7 +2999,7 @@ type CounterItem struct {
 
 func (x *CounterItem) Reset() {
 	*x = CounterItem{}
-	mi := &file_proto_nodepb_meta_proto_msgTypes[22]
+	mi := &file_proto_nodepb_meta_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2005,7 +3011,7 @@ func (x *CounterItem) String() string {
 func (*CounterItem) ProtoMessage() {}
 
 func (x *CounterItem) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_nodepb_meta_proto_msgTypes[22]
+	mi := &file_proto_nodepb_meta_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2018,7 +3024,7 @@ func (x *CounterItem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CounterItem.ProtoReflect.Descriptor instead.
 func (*CounterItem) Descriptor() ([]byte, []int) {
-	return file_proto_nodepb_meta_proto_rawDescGZIP(), []int{22}
+	return file_proto_nodepb_meta_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *CounterItem) GetBucket() uint64 {
@@ -2064,7 +3070,7 @@ type WalkItem struct {
 
 func (x *WalkItem) Reset() {
 	*x = WalkItem{}
-	mi := &file_proto_nodepb_meta_proto_msgTypes[23]
+	mi := &file_proto_nodepb_meta_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2076,7 +3082,7 @@ func (x *WalkItem) String() string {
 func (*WalkItem) ProtoMessage() {}
 
 func (x *WalkItem) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_nodepb_meta_proto_msgTypes[23]
+	mi := &file_proto_nodepb_meta_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2089,7 +3095,7 @@ func (x *WalkItem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WalkItem.ProtoReflect.Descriptor instead.
 func (*WalkItem) Descriptor() ([]byte, []int) {
-	return file_proto_nodepb_meta_proto_rawDescGZIP(), []int{23}
+	return file_proto_nodepb_meta_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *WalkItem) GetKind() uint32 {
@@ -2195,6 +3201,8 @@ type SysQueryRequest struct {
 	//	*SysQueryRequest_ListBuckets
 	//	*SysQueryRequest_PendingBuckets
 	//	*SysQueryRequest_CountBuckets
+	//	*SysQueryRequest_Targets
+	//	*SysQueryRequest_Target
 	Of            isSysQueryRequest_Of `protobuf_oneof:"of"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2202,7 +3210,7 @@ type SysQueryRequest struct {
 
 func (x *SysQueryRequest) Reset() {
 	*x = SysQueryRequest{}
-	mi := &file_proto_nodepb_meta_proto_msgTypes[24]
+	mi := &file_proto_nodepb_meta_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2214,7 +3222,7 @@ func (x *SysQueryRequest) String() string {
 func (*SysQueryRequest) ProtoMessage() {}
 
 func (x *SysQueryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_nodepb_meta_proto_msgTypes[24]
+	mi := &file_proto_nodepb_meta_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2227,7 +3235,7 @@ func (x *SysQueryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SysQueryRequest.ProtoReflect.Descriptor instead.
 func (*SysQueryRequest) Descriptor() ([]byte, []int) {
-	return file_proto_nodepb_meta_proto_rawDescGZIP(), []int{24}
+	return file_proto_nodepb_meta_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *SysQueryRequest) GetOf() isSysQueryRequest_Of {
@@ -2309,6 +3317,24 @@ func (x *SysQueryRequest) GetCountBuckets() *InfoQuery {
 	return nil
 }
 
+func (x *SysQueryRequest) GetTargets() *SysListQuery {
+	if x != nil {
+		if x, ok := x.Of.(*SysQueryRequest_Targets); ok {
+			return x.Targets
+		}
+	}
+	return nil
+}
+
+func (x *SysQueryRequest) GetTarget() string {
+	if x != nil {
+		if x, ok := x.Of.(*SysQueryRequest_Target); ok {
+			return x.Target
+		}
+	}
+	return ""
+}
+
 type isSysQueryRequest_Of interface {
 	isSysQueryRequest_Of()
 }
@@ -2345,6 +3371,14 @@ type SysQueryRequest_CountBuckets struct {
 	CountBuckets *InfoQuery `protobuf:"bytes,8,opt,name=count_buckets,json=countBuckets,proto3,oneof"`
 }
 
+type SysQueryRequest_Targets struct {
+	Targets *SysListQuery `protobuf:"bytes,20,opt,name=targets,proto3,oneof"` // those whose names come after after
+}
+
+type SysQueryRequest_Target struct {
+	Target string `protobuf:"bytes,21,opt,name=target,proto3,oneof"` // name
+}
+
 func (*SysQueryRequest_Store) isSysQueryRequest_Of() {}
 
 func (*SysQueryRequest_Time) isSysQueryRequest_Of() {}
@@ -2361,6 +3395,10 @@ func (*SysQueryRequest_PendingBuckets) isSysQueryRequest_Of() {}
 
 func (*SysQueryRequest_CountBuckets) isSysQueryRequest_Of() {}
 
+func (*SysQueryRequest_Targets) isSysQueryRequest_Of() {}
+
+func (*SysQueryRequest_Target) isSysQueryRequest_Of() {}
+
 type SysListQuery struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Owner         string                 `protobuf:"bytes,1,opt,name=owner,proto3" json:"owner,omitempty"`
@@ -2374,7 +3412,7 @@ type SysListQuery struct {
 
 func (x *SysListQuery) Reset() {
 	*x = SysListQuery{}
-	mi := &file_proto_nodepb_meta_proto_msgTypes[25]
+	mi := &file_proto_nodepb_meta_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2386,7 +3424,7 @@ func (x *SysListQuery) String() string {
 func (*SysListQuery) ProtoMessage() {}
 
 func (x *SysListQuery) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_nodepb_meta_proto_msgTypes[25]
+	mi := &file_proto_nodepb_meta_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2399,7 +3437,7 @@ func (x *SysListQuery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SysListQuery.ProtoReflect.Descriptor instead.
 func (*SysListQuery) Descriptor() ([]byte, []int) {
-	return file_proto_nodepb_meta_proto_rawDescGZIP(), []int{25}
+	return file_proto_nodepb_meta_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *SysListQuery) GetOwner() string {
@@ -2443,13 +3481,14 @@ type SysQueryAnswer struct {
 	Value         int64                  `protobuf:"varint,2,opt,name=value,proto3" json:"value,omitempty"` // time, drive_starts, count_buckets
 	Buckets       []*metapb.SysBucket    `protobuf:"bytes,3,rep,name=buckets,proto3" json:"buckets,omitempty"`
 	More          bool                   `protobuf:"varint,4,opt,name=more,proto3" json:"more,omitempty"`
+	Targets       []*metapb.SysTarget    `protobuf:"bytes,20,rep,name=targets,proto3" json:"targets,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SysQueryAnswer) Reset() {
 	*x = SysQueryAnswer{}
-	mi := &file_proto_nodepb_meta_proto_msgTypes[26]
+	mi := &file_proto_nodepb_meta_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2461,7 +3500,7 @@ func (x *SysQueryAnswer) String() string {
 func (*SysQueryAnswer) ProtoMessage() {}
 
 func (x *SysQueryAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_nodepb_meta_proto_msgTypes[26]
+	mi := &file_proto_nodepb_meta_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2474,7 +3513,7 @@ func (x *SysQueryAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SysQueryAnswer.ProtoReflect.Descriptor instead.
 func (*SysQueryAnswer) Descriptor() ([]byte, []int) {
-	return file_proto_nodepb_meta_proto_rawDescGZIP(), []int{26}
+	return file_proto_nodepb_meta_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *SysQueryAnswer) GetStore() *metapb.SysStore {
@@ -2505,6 +3544,13 @@ func (x *SysQueryAnswer) GetMore() bool {
 	return false
 }
 
+func (x *SysQueryAnswer) GetTargets() []*metapb.SysTarget {
+	if x != nil {
+		return x.Targets
+	}
+	return nil
+}
+
 type LeaderRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Group         uint64                 `protobuf:"varint,1,opt,name=group,proto3" json:"group,omitempty"`
@@ -2514,7 +3560,7 @@ type LeaderRequest struct {
 
 func (x *LeaderRequest) Reset() {
 	*x = LeaderRequest{}
-	mi := &file_proto_nodepb_meta_proto_msgTypes[27]
+	mi := &file_proto_nodepb_meta_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2526,7 +3572,7 @@ func (x *LeaderRequest) String() string {
 func (*LeaderRequest) ProtoMessage() {}
 
 func (x *LeaderRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_nodepb_meta_proto_msgTypes[27]
+	mi := &file_proto_nodepb_meta_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2539,7 +3585,7 @@ func (x *LeaderRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaderRequest.ProtoReflect.Descriptor instead.
 func (*LeaderRequest) Descriptor() ([]byte, []int) {
-	return file_proto_nodepb_meta_proto_rawDescGZIP(), []int{27}
+	return file_proto_nodepb_meta_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *LeaderRequest) GetGroup() uint64 {
@@ -2560,7 +3606,7 @@ type LeaderAnswer struct {
 
 func (x *LeaderAnswer) Reset() {
 	*x = LeaderAnswer{}
-	mi := &file_proto_nodepb_meta_proto_msgTypes[28]
+	mi := &file_proto_nodepb_meta_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2572,7 +3618,7 @@ func (x *LeaderAnswer) String() string {
 func (*LeaderAnswer) ProtoMessage() {}
 
 func (x *LeaderAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_nodepb_meta_proto_msgTypes[28]
+	mi := &file_proto_nodepb_meta_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2585,7 +3631,7 @@ func (x *LeaderAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaderAnswer.ProtoReflect.Descriptor instead.
 func (*LeaderAnswer) Descriptor() ([]byte, []int) {
-	return file_proto_nodepb_meta_proto_rawDescGZIP(), []int{28}
+	return file_proto_nodepb_meta_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *LeaderAnswer) GetHere() bool {
@@ -2621,7 +3667,7 @@ type ReplicaRequest struct {
 
 func (x *ReplicaRequest) Reset() {
 	*x = ReplicaRequest{}
-	mi := &file_proto_nodepb_meta_proto_msgTypes[29]
+	mi := &file_proto_nodepb_meta_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2633,7 +3679,7 @@ func (x *ReplicaRequest) String() string {
 func (*ReplicaRequest) ProtoMessage() {}
 
 func (x *ReplicaRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_nodepb_meta_proto_msgTypes[29]
+	mi := &file_proto_nodepb_meta_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2646,7 +3692,7 @@ func (x *ReplicaRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicaRequest.ProtoReflect.Descriptor instead.
 func (*ReplicaRequest) Descriptor() ([]byte, []int) {
-	return file_proto_nodepb_meta_proto_rawDescGZIP(), []int{29}
+	return file_proto_nodepb_meta_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ReplicaRequest) GetGroup() uint64 {
@@ -2685,7 +3731,7 @@ type ReplicaAnswer struct {
 
 func (x *ReplicaAnswer) Reset() {
 	*x = ReplicaAnswer{}
-	mi := &file_proto_nodepb_meta_proto_msgTypes[30]
+	mi := &file_proto_nodepb_meta_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2697,7 +3743,7 @@ func (x *ReplicaAnswer) String() string {
 func (*ReplicaAnswer) ProtoMessage() {}
 
 func (x *ReplicaAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_nodepb_meta_proto_msgTypes[30]
+	mi := &file_proto_nodepb_meta_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2710,7 +3756,7 @@ func (x *ReplicaAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicaAnswer.ProtoReflect.Descriptor instead.
 func (*ReplicaAnswer) Descriptor() ([]byte, []int) {
-	return file_proto_nodepb_meta_proto_rawDescGZIP(), []int{30}
+	return file_proto_nodepb_meta_proto_rawDescGZIP(), []int{43}
 }
 
 type ChangeMemberRequest struct {
@@ -2726,7 +3772,7 @@ type ChangeMemberRequest struct {
 
 func (x *ChangeMemberRequest) Reset() {
 	*x = ChangeMemberRequest{}
-	mi := &file_proto_nodepb_meta_proto_msgTypes[31]
+	mi := &file_proto_nodepb_meta_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2738,7 +3784,7 @@ func (x *ChangeMemberRequest) String() string {
 func (*ChangeMemberRequest) ProtoMessage() {}
 
 func (x *ChangeMemberRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_nodepb_meta_proto_msgTypes[31]
+	mi := &file_proto_nodepb_meta_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2751,7 +3797,7 @@ func (x *ChangeMemberRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeMemberRequest.ProtoReflect.Descriptor instead.
 func (*ChangeMemberRequest) Descriptor() ([]byte, []int) {
-	return file_proto_nodepb_meta_proto_rawDescGZIP(), []int{31}
+	return file_proto_nodepb_meta_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ChangeMemberRequest) GetChange() ChangeMemberRequest_Change {
@@ -2797,7 +3843,7 @@ type ChangeMemberAnswer struct {
 
 func (x *ChangeMemberAnswer) Reset() {
 	*x = ChangeMemberAnswer{}
-	mi := &file_proto_nodepb_meta_proto_msgTypes[32]
+	mi := &file_proto_nodepb_meta_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2809,7 +3855,7 @@ func (x *ChangeMemberAnswer) String() string {
 func (*ChangeMemberAnswer) ProtoMessage() {}
 
 func (x *ChangeMemberAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_nodepb_meta_proto_msgTypes[32]
+	mi := &file_proto_nodepb_meta_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2822,7 +3868,7 @@ func (x *ChangeMemberAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeMemberAnswer.ProtoReflect.Descriptor instead.
 func (*ChangeMemberAnswer) Descriptor() ([]byte, []int) {
-	return file_proto_nodepb_meta_proto_rawDescGZIP(), []int{32}
+	return file_proto_nodepb_meta_proto_rawDescGZIP(), []int{45}
 }
 
 type ReplicaStatus struct {
@@ -2841,7 +3887,7 @@ type ReplicaStatus struct {
 
 func (x *ReplicaStatus) Reset() {
 	*x = ReplicaStatus{}
-	mi := &file_proto_nodepb_meta_proto_msgTypes[33]
+	mi := &file_proto_nodepb_meta_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2853,7 +3899,7 @@ func (x *ReplicaStatus) String() string {
 func (*ReplicaStatus) ProtoMessage() {}
 
 func (x *ReplicaStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_nodepb_meta_proto_msgTypes[33]
+	mi := &file_proto_nodepb_meta_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2866,7 +3912,7 @@ func (x *ReplicaStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicaStatus.ProtoReflect.Descriptor instead.
 func (*ReplicaStatus) Descriptor() ([]byte, []int) {
-	return file_proto_nodepb_meta_proto_rawDescGZIP(), []int{33}
+	return file_proto_nodepb_meta_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ReplicaStatus) GetId() string {
@@ -2934,7 +3980,7 @@ type ContentsRequest struct {
 
 func (x *ContentsRequest) Reset() {
 	*x = ContentsRequest{}
-	mi := &file_proto_nodepb_meta_proto_msgTypes[34]
+	mi := &file_proto_nodepb_meta_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2946,7 +3992,7 @@ func (x *ContentsRequest) String() string {
 func (*ContentsRequest) ProtoMessage() {}
 
 func (x *ContentsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_nodepb_meta_proto_msgTypes[34]
+	mi := &file_proto_nodepb_meta_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2959,7 +4005,7 @@ func (x *ContentsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContentsRequest.ProtoReflect.Descriptor instead.
 func (*ContentsRequest) Descriptor() ([]byte, []int) {
-	return file_proto_nodepb_meta_proto_rawDescGZIP(), []int{34}
+	return file_proto_nodepb_meta_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ContentsRequest) GetGroup() uint64 {
@@ -2978,7 +4024,7 @@ type ContentsAnswer struct {
 
 func (x *ContentsAnswer) Reset() {
 	*x = ContentsAnswer{}
-	mi := &file_proto_nodepb_meta_proto_msgTypes[35]
+	mi := &file_proto_nodepb_meta_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2990,7 +4036,7 @@ func (x *ContentsAnswer) String() string {
 func (*ContentsAnswer) ProtoMessage() {}
 
 func (x *ContentsAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_nodepb_meta_proto_msgTypes[35]
+	mi := &file_proto_nodepb_meta_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3003,7 +4049,7 @@ func (x *ContentsAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContentsAnswer.ProtoReflect.Descriptor instead.
 func (*ContentsAnswer) Descriptor() ([]byte, []int) {
-	return file_proto_nodepb_meta_proto_rawDescGZIP(), []int{35}
+	return file_proto_nodepb_meta_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ContentsAnswer) GetReplicas() []*ReplicaStatus {
@@ -3022,7 +4068,7 @@ type GroupStatusRequest struct {
 
 func (x *GroupStatusRequest) Reset() {
 	*x = GroupStatusRequest{}
-	mi := &file_proto_nodepb_meta_proto_msgTypes[36]
+	mi := &file_proto_nodepb_meta_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3034,7 +4080,7 @@ func (x *GroupStatusRequest) String() string {
 func (*GroupStatusRequest) ProtoMessage() {}
 
 func (x *GroupStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_nodepb_meta_proto_msgTypes[36]
+	mi := &file_proto_nodepb_meta_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3047,7 +4093,7 @@ func (x *GroupStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GroupStatusRequest.ProtoReflect.Descriptor instead.
 func (*GroupStatusRequest) Descriptor() ([]byte, []int) {
-	return file_proto_nodepb_meta_proto_rawDescGZIP(), []int{36}
+	return file_proto_nodepb_meta_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *GroupStatusRequest) GetGroup() uint64 {
@@ -3066,7 +4112,7 @@ type GroupStatusAnswer struct {
 
 func (x *GroupStatusAnswer) Reset() {
 	*x = GroupStatusAnswer{}
-	mi := &file_proto_nodepb_meta_proto_msgTypes[37]
+	mi := &file_proto_nodepb_meta_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3078,7 +4124,7 @@ func (x *GroupStatusAnswer) String() string {
 func (*GroupStatusAnswer) ProtoMessage() {}
 
 func (x *GroupStatusAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_nodepb_meta_proto_msgTypes[37]
+	mi := &file_proto_nodepb_meta_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3091,7 +4137,7 @@ func (x *GroupStatusAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GroupStatusAnswer.ProtoReflect.Descriptor instead.
 func (*GroupStatusAnswer) Descriptor() ([]byte, []int) {
-	return file_proto_nodepb_meta_proto_rawDescGZIP(), []int{37}
+	return file_proto_nodepb_meta_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *GroupStatusAnswer) GetGroups() []*GroupState {
@@ -3114,7 +4160,7 @@ type GroupState struct {
 
 func (x *GroupState) Reset() {
 	*x = GroupState{}
-	mi := &file_proto_nodepb_meta_proto_msgTypes[38]
+	mi := &file_proto_nodepb_meta_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3126,7 +4172,7 @@ func (x *GroupState) String() string {
 func (*GroupState) ProtoMessage() {}
 
 func (x *GroupState) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_nodepb_meta_proto_msgTypes[38]
+	mi := &file_proto_nodepb_meta_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3139,7 +4185,7 @@ func (x *GroupState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GroupState.ProtoReflect.Descriptor instead.
 func (*GroupState) Descriptor() ([]byte, []int) {
-	return file_proto_nodepb_meta_proto_rawDescGZIP(), []int{38}
+	return file_proto_nodepb_meta_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *GroupState) GetGroup() uint64 {
@@ -3187,7 +4233,7 @@ const file_proto_nodepb_meta_proto_rawDesc = "" +
 	"\x05group\x18\x01 \x01(\x04R\x05group\x12\x12\n" +
 	"\x04data\x18\x02 \x01(\fR\x04data\"'\n" +
 	"\rProposeAnswer\x12\x16\n" +
-	"\x06result\x18\x01 \x01(\fR\x06result\"\xcf\t\n" +
+	"\x06result\x18\x01 \x01(\fR\x06result\"\xfd\f\n" +
 	"\fQueryRequest\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\x04R\x05group\x12+\n" +
 	"\x04info\x18\x02 \x01(\v2\x15.cairn.node.InfoQueryH\x00R\x04info\x121\n" +
@@ -3214,7 +4260,16 @@ const file_proto_nodepb_meta_proto_rawDesc = "" +
 	"\bcounters\x18\x14 \x01(\v2\x15.cairn.node.InfoQueryH\x00R\bcounters\x12+\n" +
 	"\x04walk\x18\x15 \x01(\v2\x15.cairn.node.InfoQueryH\x00R\x04walk\x12,\n" +
 	"\x05check\x18\x16 \x01(\v2\x14.cairn.node.SeqQueryH\x00R\x05check\x12A\n" +
-	"\fobject_parts\x18\x17 \x01(\v2\x1c.cairn.node.ObjectPartsQueryH\x00R\vobjectPartsB\x04\n" +
+	"\fobject_parts\x18\x17 \x01(\v2\x1c.cairn.node.ObjectPartsQueryH\x00R\vobjectParts\x121\n" +
+	"\x06survey\x18\x1e \x01(\v2\x17.cairn.node.SurveyQueryH\x00R\x06survey\x12@\n" +
+	"\rcounters_page\x18\x1f \x01(\v2\x19.cairn.node.CountersQueryH\x00R\fcountersPage\x121\n" +
+	"\x06events\x18( \x01(\v2\x17.cairn.node.EventsQueryH\x00R\x06events\x128\n" +
+	"\vevent_state\x18) \x01(\v2\x15.cairn.node.InfoQueryH\x00R\n" +
+	"eventState\x12G\n" +
+	"\x0eevent_counters\x18* \x01(\v2\x1e.cairn.node.EventCountersQueryH\x00R\reventCounters\x12>\n" +
+	"\vdead_events\x18+ \x01(\v2\x1b.cairn.node.DeadEventsQueryH\x00R\n" +
+	"deadEvents\x12A\n" +
+	"\fevent_timers\x18, \x01(\v2\x1c.cairn.node.EventTimersQueryH\x00R\veventTimersB\x04\n" +
 	"\x02of\"\v\n" +
 	"\tInfoQuery\"%\n" +
 	"\vBucketQuery\x12\x16\n" +
@@ -3282,7 +4337,62 @@ const file_proto_nodepb_meta_proto_rawDesc = "" +
 	"\x06bucket\x18\x01 \x01(\x04R\x06bucket\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\fR\x03key\x12\x19\n" +
 	"\bwrite_id\x18\x03 \x01(\fR\awriteId\x12\x14\n" +
-	"\x05chunk\x18\x04 \x01(\fR\x05chunk\"\xcf\x06\n" +
+	"\x05chunk\x18\x04 \x01(\fR\x05chunk\"G\n" +
+	"\tSurveyPos\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\fR\x03key\x12\x10\n" +
+	"\x03seq\x18\x02 \x01(\x04R\x03seq\x12\x16\n" +
+	"\x06upload\x18\x03 \x01(\bR\x06upload\"\xb4\x01\n" +
+	"\vSurveyQuery\x12\x16\n" +
+	"\x06bucket\x18\x01 \x01(\x04R\x06bucket\x12\x16\n" +
+	"\x06prefix\x18\x02 \x01(\fR\x06prefix\x12\x18\n" +
+	"\acurrent\x18\x03 \x01(\bR\acurrent\x12\x18\n" +
+	"\auploads\x18\x04 \x01(\bR\auploads\x12+\n" +
+	"\x05after\x18\x05 \x01(\v2\x15.cairn.node.SurveyPosR\x05after\x12\x14\n" +
+	"\x05limit\x18\x06 \x01(\rR\x05limit\"\xf0\x01\n" +
+	"\tSurveyRow\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\fR\x03key\x120\n" +
+	"\x06object\x18\x02 \x01(\v2\x18.cairn.meta.v1.ObjectRowR\x06object\x120\n" +
+	"\x06upload\x18\x03 \x01(\v2\x18.cairn.meta.v1.UploadRowR\x06upload\x12\x16\n" +
+	"\x06inline\x18\x04 \x01(\bR\x06inline\x12\x16\n" +
+	"\x06newest\x18\x05 \x01(\bR\x06newest\x12\x12\n" +
+	"\x04only\x18\x06 \x01(\bR\x04only\x12)\n" +
+	"\x10newer_noncurrent\x18\a \x01(\rR\x0fnewerNoncurrent\"9\n" +
+	"\rCountersQuery\x12\x14\n" +
+	"\x05first\x18\x01 \x01(\x04R\x05first\x12\x12\n" +
+	"\x04last\x18\x02 \x01(\x04R\x04last\"\xa1\x01\n" +
+	"\vEventsQuery\x12\x14\n" +
+	"\x05after\x18\x01 \x01(\x04R\x05after\x12\x16\n" +
+	"\x06bucket\x18\x02 \x01(\x04R\x06bucket\x12\x16\n" +
+	"\x06target\x18\x03 \x01(\tR\x06target\x12\x14\n" +
+	"\x05limit\x18\x04 \x01(\rR\x05limit\x12\x19\n" +
+	"\blook_max\x18\x05 \x01(\rR\alookMax\x12\x1b\n" +
+	"\tbytes_max\x18\x06 \x01(\rR\bbytesMax\"H\n" +
+	"\tEventItem\x12\x10\n" +
+	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12)\n" +
+	"\x03row\x18\x02 \x01(\v2\x17.cairn.meta.v1.EventRowR\x03row\"V\n" +
+	"\x0fEventTargetItem\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12/\n" +
+	"\x03row\x18\x02 \x01(\v2\x1d.cairn.meta.v1.EventTargetRowR\x03row\"t\n" +
+	"\x10EventCounterItem\x12\x16\n" +
+	"\x06bucket\x18\x01 \x01(\x04R\x06bucket\x12\x16\n" +
+	"\x06target\x18\x02 \x01(\tR\x06target\x120\n" +
+	"\x03row\x18\x03 \x01(\v2\x1e.cairn.meta.v1.EventCounterRowR\x03row\"^\n" +
+	"\x12EventCountersQuery\x122\n" +
+	"\x05after\x18\x01 \x01(\v2\x1c.cairn.node.EventCounterItemR\x05after\x12\x14\n" +
+	"\x05limit\x18\x02 \x01(\rR\x05limit\"U\n" +
+	"\x0fDeadEventsQuery\x12\x16\n" +
+	"\x06target\x18\x01 \x01(\tR\x06target\x12\x14\n" +
+	"\x05after\x18\x02 \x01(\x04R\x05after\x12\x14\n" +
+	"\x05limit\x18\x03 \x01(\rR\x05limit\"P\n" +
+	"\rDeadEventItem\x12\x10\n" +
+	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12-\n" +
+	"\x03row\x18\x02 \x01(\v2\x1b.cairn.meta.v1.DeadEventRowR\x03row\"[\n" +
+	"\x10EventTimersQuery\x121\n" +
+	"\x05after\x18\x01 \x01(\v2\x1b.cairn.meta.v1.EventTimerIDR\x05after\x12\x14\n" +
+	"\x05limit\x18\x02 \x01(\rR\x05limit\"m\n" +
+	"\x0eEventTimerItem\x12+\n" +
+	"\x02id\x18\x01 \x01(\v2\x1b.cairn.meta.v1.EventTimerIDR\x02id\x12.\n" +
+	"\x03row\x18\x02 \x01(\v2\x1c.cairn.meta.v1.EventTimerRowR\x03row\"\xbd\v\n" +
 	"\vQueryAnswer\x12\x17\n" +
 	"\atime_ms\x18\x01 \x01(\x03R\x06timeMs\x12\x10\n" +
 	"\x03seq\x18\x02 \x01(\x04R\x03seq\x124\n" +
@@ -3305,7 +4415,21 @@ const file_proto_nodepb_meta_proto_rawDesc = "" +
 	"\x05found\x18\x12 \x01(\bR\x05found\x12-\n" +
 	"\x05chunk\x18\x13 \x01(\v2\x17.cairn.meta.v1.ChunkRefR\x05chunk\x123\n" +
 	"\bcounters\x18\x14 \x03(\v2\x17.cairn.node.CounterItemR\bcounters\x12(\n" +
-	"\x04walk\x18\x15 \x03(\v2\x14.cairn.node.WalkItemR\x04walk\"\xea\x01\n" +
+	"\x04walk\x18\x15 \x03(\v2\x14.cairn.node.WalkItemR\x04walk\x12-\n" +
+	"\x06survey\x18\x1e \x03(\v2\x15.cairn.node.SurveyRowR\x06survey\x126\n" +
+	"\vsurvey_next\x18\x1f \x01(\v2\x15.cairn.node.SurveyPosR\n" +
+	"surveyNext\x12-\n" +
+	"\x06events\x18( \x03(\v2\x15.cairn.node.EventItemR\x06events\x12\x1f\n" +
+	"\vevents_next\x18) \x01(\x04R\n" +
+	"eventsNext\x127\n" +
+	"\tevent_log\x18* \x01(\v2\x1a.cairn.meta.v1.EventLogRowR\beventLog\x12@\n" +
+	"\revent_targets\x18+ \x03(\v2\x1b.cairn.node.EventTargetItemR\feventTargets\x12,\n" +
+	"\x12event_timers_there\x18, \x01(\bR\x10eventTimersThere\x12C\n" +
+	"\x0eevent_counters\x18- \x03(\v2\x1c.cairn.node.EventCounterItemR\reventCounters\x12L\n" +
+	"\x13event_counters_next\x18. \x01(\v2\x1c.cairn.node.EventCounterItemR\x11eventCountersNext\x12:\n" +
+	"\vdead_events\x18/ \x03(\v2\x19.cairn.node.DeadEventItemR\n" +
+	"deadEvents\x12=\n" +
+	"\fevent_timers\x180 \x03(\v2\x1a.cairn.node.EventTimerItemR\veventTimers\"\xea\x01\n" +
 	"\aSegment\x12\x12\n" +
 	"\x04part\x18\x01 \x01(\rR\x04part\x12\x19\n" +
 	"\bwrite_id\x18\x02 \x01(\fR\awriteId\x12\x12\n" +
@@ -3345,7 +4469,7 @@ const file_proto_nodepb_meta_proto_rawDesc = "" +
 	" \x01(\v2\x1a.cairn.meta.v1.ManifestRowR\bmanifest\x123\n" +
 	"\agarbage\x18\v \x01(\v2\x19.cairn.meta.v1.GarbageRowR\agarbage\x120\n" +
 	"\x06doomed\x18\f \x01(\v2\x18.cairn.meta.v1.DoomedRowR\x06doomed\x120\n" +
-	"\x06repair\x18\r \x01(\v2\x18.cairn.meta.v1.RepairRowR\x06repair\"\xa6\x03\n" +
+	"\x06repair\x18\r \x01(\v2\x18.cairn.meta.v1.RepairRowR\x06repair\"\xf6\x03\n" +
 	"\x0fSysQueryRequest\x12-\n" +
 	"\x05store\x18\x01 \x01(\v2\x15.cairn.node.InfoQueryH\x00R\x05store\x12+\n" +
 	"\x04time\x18\x02 \x01(\v2\x15.cairn.node.InfoQueryH\x00R\x04time\x12#\n" +
@@ -3355,19 +4479,22 @@ const file_proto_nodepb_meta_proto_rawDesc = "" +
 	"bucketById\x12=\n" +
 	"\flist_buckets\x18\x06 \x01(\v2\x18.cairn.node.SysListQueryH\x00R\vlistBuckets\x12C\n" +
 	"\x0fpending_buckets\x18\a \x01(\v2\x18.cairn.node.SysListQueryH\x00R\x0ependingBuckets\x12<\n" +
-	"\rcount_buckets\x18\b \x01(\v2\x15.cairn.node.InfoQueryH\x00R\fcountBucketsB\x04\n" +
+	"\rcount_buckets\x18\b \x01(\v2\x15.cairn.node.InfoQueryH\x00R\fcountBuckets\x124\n" +
+	"\atargets\x18\x14 \x01(\v2\x18.cairn.node.SysListQueryH\x00R\atargets\x12\x18\n" +
+	"\x06target\x18\x15 \x01(\tH\x00R\x06targetB\x04\n" +
 	"\x02of\"\x83\x01\n" +
 	"\fSysListQuery\x12\x14\n" +
 	"\x05owner\x18\x01 \x01(\tR\x05owner\x12\x16\n" +
 	"\x06prefix\x18\x02 \x01(\tR\x06prefix\x12\x14\n" +
 	"\x05after\x18\x03 \x01(\tR\x05after\x12\x19\n" +
 	"\bafter_id\x18\x04 \x01(\x04R\aafterId\x12\x14\n" +
-	"\x05limit\x18\x05 \x01(\rR\x05limit\"\x9d\x01\n" +
+	"\x05limit\x18\x05 \x01(\rR\x05limit\"\xd1\x01\n" +
 	"\x0eSysQueryAnswer\x12-\n" +
 	"\x05store\x18\x01 \x01(\v2\x17.cairn.meta.v1.SysStoreR\x05store\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x03R\x05value\x122\n" +
 	"\abuckets\x18\x03 \x03(\v2\x18.cairn.meta.v1.SysBucketR\abuckets\x12\x12\n" +
-	"\x04more\x18\x04 \x01(\bR\x04more\"%\n" +
+	"\x04more\x18\x04 \x01(\bR\x04more\x122\n" +
+	"\atargets\x18\x14 \x03(\v2\x18.cairn.meta.v1.SysTargetR\atargets\"%\n" +
 	"\rLeaderRequest\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\x04R\x05group\"P\n" +
 	"\fLeaderAnswer\x12\x12\n" +
@@ -3442,7 +4569,7 @@ func file_proto_nodepb_meta_proto_rawDescGZIP() []byte {
 }
 
 var file_proto_nodepb_meta_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_proto_nodepb_meta_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
+var file_proto_nodepb_meta_proto_msgTypes = make([]protoimpl.MessageInfo, 52)
 var file_proto_nodepb_meta_proto_goTypes = []any{
 	(ChangeMemberRequest_Change)(0),   // 0: cairn.node.ChangeMemberRequest.Change
 	(*ProposeRequest)(nil),            // 1: cairn.node.ProposeRequest
@@ -3463,142 +4590,192 @@ var file_proto_nodepb_meta_proto_goTypes = []any{
 	(*DoomedQuery)(nil),               // 16: cairn.node.DoomedQuery
 	(*RepairsQuery)(nil),              // 17: cairn.node.RepairsQuery
 	(*ChunkQuery)(nil),                // 18: cairn.node.ChunkQuery
-	(*QueryAnswer)(nil),               // 19: cairn.node.QueryAnswer
-	(*Segment)(nil),                   // 20: cairn.node.Segment
-	(*ListedRow)(nil),                 // 21: cairn.node.ListedRow
-	(*Listed)(nil),                    // 22: cairn.node.Listed
-	(*CounterItem)(nil),               // 23: cairn.node.CounterItem
-	(*WalkItem)(nil),                  // 24: cairn.node.WalkItem
-	(*SysQueryRequest)(nil),           // 25: cairn.node.SysQueryRequest
-	(*SysListQuery)(nil),              // 26: cairn.node.SysListQuery
-	(*SysQueryAnswer)(nil),            // 27: cairn.node.SysQueryAnswer
-	(*LeaderRequest)(nil),             // 28: cairn.node.LeaderRequest
-	(*LeaderAnswer)(nil),              // 29: cairn.node.LeaderAnswer
-	(*ReplicaRequest)(nil),            // 30: cairn.node.ReplicaRequest
-	(*ReplicaAnswer)(nil),             // 31: cairn.node.ReplicaAnswer
-	(*ChangeMemberRequest)(nil),       // 32: cairn.node.ChangeMemberRequest
-	(*ChangeMemberAnswer)(nil),        // 33: cairn.node.ChangeMemberAnswer
-	(*ReplicaStatus)(nil),             // 34: cairn.node.ReplicaStatus
-	(*ContentsRequest)(nil),           // 35: cairn.node.ContentsRequest
-	(*ContentsAnswer)(nil),            // 36: cairn.node.ContentsAnswer
-	(*GroupStatusRequest)(nil),        // 37: cairn.node.GroupStatusRequest
-	(*GroupStatusAnswer)(nil),         // 38: cairn.node.GroupStatusAnswer
-	(*GroupState)(nil),                // 39: cairn.node.GroupState
-	(*metapb.ObjectRow)(nil),          // 40: cairn.meta.v1.ObjectRow
-	(*metapb.DoomedID)(nil),           // 41: cairn.meta.v1.DoomedID
-	(*metapb.RepairID)(nil),           // 42: cairn.meta.v1.RepairID
-	(*metapb.RangeDescriptor)(nil),    // 43: cairn.meta.v1.RangeDescriptor
-	(*metapb.BucketRow)(nil),          // 44: cairn.meta.v1.BucketRow
-	(*metapb.UploadRow)(nil),          // 45: cairn.meta.v1.UploadRow
-	(*metapb.PartRow)(nil),            // 46: cairn.meta.v1.PartRow
-	(*metapb.CompletedUploadRow)(nil), // 47: cairn.meta.v1.CompletedUploadRow
-	(*metapb.ChunkRef)(nil),           // 48: cairn.meta.v1.ChunkRef
-	(*metapb.GarbageRow)(nil),         // 49: cairn.meta.v1.GarbageRow
-	(*metapb.DoomedRow)(nil),          // 50: cairn.meta.v1.DoomedRow
-	(*metapb.RepairRow)(nil),          // 51: cairn.meta.v1.RepairRow
-	(*metapb.CounterRow)(nil),         // 52: cairn.meta.v1.CounterRow
-	(*Error)(nil),                     // 53: cairn.node.Error
-	(*metapb.ManifestRow)(nil),        // 54: cairn.meta.v1.ManifestRow
-	(*metapb.SysStore)(nil),           // 55: cairn.meta.v1.SysStore
-	(*metapb.SysBucket)(nil),          // 56: cairn.meta.v1.SysBucket
+	(*SurveyPos)(nil),                 // 19: cairn.node.SurveyPos
+	(*SurveyQuery)(nil),               // 20: cairn.node.SurveyQuery
+	(*SurveyRow)(nil),                 // 21: cairn.node.SurveyRow
+	(*CountersQuery)(nil),             // 22: cairn.node.CountersQuery
+	(*EventsQuery)(nil),               // 23: cairn.node.EventsQuery
+	(*EventItem)(nil),                 // 24: cairn.node.EventItem
+	(*EventTargetItem)(nil),           // 25: cairn.node.EventTargetItem
+	(*EventCounterItem)(nil),          // 26: cairn.node.EventCounterItem
+	(*EventCountersQuery)(nil),        // 27: cairn.node.EventCountersQuery
+	(*DeadEventsQuery)(nil),           // 28: cairn.node.DeadEventsQuery
+	(*DeadEventItem)(nil),             // 29: cairn.node.DeadEventItem
+	(*EventTimersQuery)(nil),          // 30: cairn.node.EventTimersQuery
+	(*EventTimerItem)(nil),            // 31: cairn.node.EventTimerItem
+	(*QueryAnswer)(nil),               // 32: cairn.node.QueryAnswer
+	(*Segment)(nil),                   // 33: cairn.node.Segment
+	(*ListedRow)(nil),                 // 34: cairn.node.ListedRow
+	(*Listed)(nil),                    // 35: cairn.node.Listed
+	(*CounterItem)(nil),               // 36: cairn.node.CounterItem
+	(*WalkItem)(nil),                  // 37: cairn.node.WalkItem
+	(*SysQueryRequest)(nil),           // 38: cairn.node.SysQueryRequest
+	(*SysListQuery)(nil),              // 39: cairn.node.SysListQuery
+	(*SysQueryAnswer)(nil),            // 40: cairn.node.SysQueryAnswer
+	(*LeaderRequest)(nil),             // 41: cairn.node.LeaderRequest
+	(*LeaderAnswer)(nil),              // 42: cairn.node.LeaderAnswer
+	(*ReplicaRequest)(nil),            // 43: cairn.node.ReplicaRequest
+	(*ReplicaAnswer)(nil),             // 44: cairn.node.ReplicaAnswer
+	(*ChangeMemberRequest)(nil),       // 45: cairn.node.ChangeMemberRequest
+	(*ChangeMemberAnswer)(nil),        // 46: cairn.node.ChangeMemberAnswer
+	(*ReplicaStatus)(nil),             // 47: cairn.node.ReplicaStatus
+	(*ContentsRequest)(nil),           // 48: cairn.node.ContentsRequest
+	(*ContentsAnswer)(nil),            // 49: cairn.node.ContentsAnswer
+	(*GroupStatusRequest)(nil),        // 50: cairn.node.GroupStatusRequest
+	(*GroupStatusAnswer)(nil),         // 51: cairn.node.GroupStatusAnswer
+	(*GroupState)(nil),                // 52: cairn.node.GroupState
+	(*metapb.ObjectRow)(nil),          // 53: cairn.meta.v1.ObjectRow
+	(*metapb.DoomedID)(nil),           // 54: cairn.meta.v1.DoomedID
+	(*metapb.RepairID)(nil),           // 55: cairn.meta.v1.RepairID
+	(*metapb.UploadRow)(nil),          // 56: cairn.meta.v1.UploadRow
+	(*metapb.EventRow)(nil),           // 57: cairn.meta.v1.EventRow
+	(*metapb.EventTargetRow)(nil),     // 58: cairn.meta.v1.EventTargetRow
+	(*metapb.EventCounterRow)(nil),    // 59: cairn.meta.v1.EventCounterRow
+	(*metapb.DeadEventRow)(nil),       // 60: cairn.meta.v1.DeadEventRow
+	(*metapb.EventTimerID)(nil),       // 61: cairn.meta.v1.EventTimerID
+	(*metapb.EventTimerRow)(nil),      // 62: cairn.meta.v1.EventTimerRow
+	(*metapb.RangeDescriptor)(nil),    // 63: cairn.meta.v1.RangeDescriptor
+	(*metapb.BucketRow)(nil),          // 64: cairn.meta.v1.BucketRow
+	(*metapb.PartRow)(nil),            // 65: cairn.meta.v1.PartRow
+	(*metapb.CompletedUploadRow)(nil), // 66: cairn.meta.v1.CompletedUploadRow
+	(*metapb.ChunkRef)(nil),           // 67: cairn.meta.v1.ChunkRef
+	(*metapb.EventLogRow)(nil),        // 68: cairn.meta.v1.EventLogRow
+	(*metapb.GarbageRow)(nil),         // 69: cairn.meta.v1.GarbageRow
+	(*metapb.DoomedRow)(nil),          // 70: cairn.meta.v1.DoomedRow
+	(*metapb.RepairRow)(nil),          // 71: cairn.meta.v1.RepairRow
+	(*metapb.CounterRow)(nil),         // 72: cairn.meta.v1.CounterRow
+	(*Error)(nil),                     // 73: cairn.node.Error
+	(*metapb.ManifestRow)(nil),        // 74: cairn.meta.v1.ManifestRow
+	(*metapb.SysStore)(nil),           // 75: cairn.meta.v1.SysStore
+	(*metapb.SysBucket)(nil),          // 76: cairn.meta.v1.SysBucket
+	(*metapb.SysTarget)(nil),          // 77: cairn.meta.v1.SysTarget
 }
 var file_proto_nodepb_meta_proto_depIdxs = []int32{
-	4,  // 0: cairn.node.QueryRequest.info:type_name -> cairn.node.InfoQuery
-	5,  // 1: cairn.node.QueryRequest.bucket:type_name -> cairn.node.BucketQuery
-	7,  // 2: cairn.node.QueryRequest.object:type_name -> cairn.node.ObjectQuery
-	8,  // 3: cairn.node.QueryRequest.segments:type_name -> cairn.node.SegmentsQuery
-	9,  // 4: cairn.node.QueryRequest.part_extent:type_name -> cairn.node.PartExtentQuery
-	11, // 5: cairn.node.QueryRequest.list_current:type_name -> cairn.node.ListQuery
-	11, // 6: cairn.node.QueryRequest.list_versions:type_name -> cairn.node.ListQuery
-	11, // 7: cairn.node.QueryRequest.list_uploads:type_name -> cairn.node.ListQuery
-	12, // 8: cairn.node.QueryRequest.upload:type_name -> cairn.node.UploadQuery
-	13, // 9: cairn.node.QueryRequest.parts:type_name -> cairn.node.PartsQuery
-	14, // 10: cairn.node.QueryRequest.part:type_name -> cairn.node.SeqQuery
-	14, // 11: cairn.node.QueryRequest.version_by_seq:type_name -> cairn.node.SeqQuery
-	12, // 12: cairn.node.QueryRequest.completed:type_name -> cairn.node.UploadQuery
-	15, // 13: cairn.node.QueryRequest.garbage:type_name -> cairn.node.GarbageQuery
-	16, // 14: cairn.node.QueryRequest.doomed:type_name -> cairn.node.DoomedQuery
-	17, // 15: cairn.node.QueryRequest.repairs:type_name -> cairn.node.RepairsQuery
-	18, // 16: cairn.node.QueryRequest.refers:type_name -> cairn.node.ChunkQuery
-	18, // 17: cairn.node.QueryRequest.find_chunk:type_name -> cairn.node.ChunkQuery
-	4,  // 18: cairn.node.QueryRequest.counters:type_name -> cairn.node.InfoQuery
-	4,  // 19: cairn.node.QueryRequest.walk:type_name -> cairn.node.InfoQuery
-	14, // 20: cairn.node.QueryRequest.check:type_name -> cairn.node.SeqQuery
-	10, // 21: cairn.node.QueryRequest.object_parts:type_name -> cairn.node.ObjectPartsQuery
-	6,  // 22: cairn.node.ObjectQuery.version:type_name -> cairn.node.IDPair
-	40, // 23: cairn.node.SegmentsQuery.row:type_name -> cairn.meta.v1.ObjectRow
-	40, // 24: cairn.node.PartExtentQuery.row:type_name -> cairn.meta.v1.ObjectRow
-	40, // 25: cairn.node.ObjectPartsQuery.row:type_name -> cairn.meta.v1.ObjectRow
-	6,  // 26: cairn.node.ListQuery.after_id:type_name -> cairn.node.IDPair
-	6,  // 27: cairn.node.UploadQuery.id:type_name -> cairn.node.IDPair
-	6,  // 28: cairn.node.PartsQuery.id:type_name -> cairn.node.IDPair
-	41, // 29: cairn.node.DoomedQuery.after:type_name -> cairn.meta.v1.DoomedID
-	42, // 30: cairn.node.RepairsQuery.after:type_name -> cairn.meta.v1.RepairID
-	43, // 31: cairn.node.QueryAnswer.range:type_name -> cairn.meta.v1.RangeDescriptor
-	44, // 32: cairn.node.QueryAnswer.bucket:type_name -> cairn.meta.v1.BucketRow
-	40, // 33: cairn.node.QueryAnswer.object:type_name -> cairn.meta.v1.ObjectRow
-	20, // 34: cairn.node.QueryAnswer.segments:type_name -> cairn.node.Segment
-	21, // 35: cairn.node.QueryAnswer.listed:type_name -> cairn.node.ListedRow
-	6,  // 36: cairn.node.QueryAnswer.next_id:type_name -> cairn.node.IDPair
-	45, // 37: cairn.node.QueryAnswer.upload:type_name -> cairn.meta.v1.UploadRow
-	46, // 38: cairn.node.QueryAnswer.parts:type_name -> cairn.meta.v1.PartRow
-	47, // 39: cairn.node.QueryAnswer.completed:type_name -> cairn.meta.v1.CompletedUploadRow
-	22, // 40: cairn.node.QueryAnswer.items:type_name -> cairn.node.Listed
-	48, // 41: cairn.node.QueryAnswer.chunk:type_name -> cairn.meta.v1.ChunkRef
-	23, // 42: cairn.node.QueryAnswer.counters:type_name -> cairn.node.CounterItem
-	24, // 43: cairn.node.QueryAnswer.walk:type_name -> cairn.node.WalkItem
-	48, // 44: cairn.node.Segment.chunks:type_name -> cairn.meta.v1.ChunkRef
-	40, // 45: cairn.node.ListedRow.object:type_name -> cairn.meta.v1.ObjectRow
-	45, // 46: cairn.node.ListedRow.upload:type_name -> cairn.meta.v1.UploadRow
-	49, // 47: cairn.node.Listed.garbage:type_name -> cairn.meta.v1.GarbageRow
-	50, // 48: cairn.node.Listed.doomed:type_name -> cairn.meta.v1.DoomedRow
-	51, // 49: cairn.node.Listed.repair:type_name -> cairn.meta.v1.RepairRow
-	52, // 50: cairn.node.CounterItem.row:type_name -> cairn.meta.v1.CounterRow
-	53, // 51: cairn.node.WalkItem.err:type_name -> cairn.node.Error
-	40, // 52: cairn.node.WalkItem.object:type_name -> cairn.meta.v1.ObjectRow
-	45, // 53: cairn.node.WalkItem.upload:type_name -> cairn.meta.v1.UploadRow
-	46, // 54: cairn.node.WalkItem.part:type_name -> cairn.meta.v1.PartRow
-	54, // 55: cairn.node.WalkItem.manifest:type_name -> cairn.meta.v1.ManifestRow
-	49, // 56: cairn.node.WalkItem.garbage:type_name -> cairn.meta.v1.GarbageRow
-	50, // 57: cairn.node.WalkItem.doomed:type_name -> cairn.meta.v1.DoomedRow
-	51, // 58: cairn.node.WalkItem.repair:type_name -> cairn.meta.v1.RepairRow
-	4,  // 59: cairn.node.SysQueryRequest.store:type_name -> cairn.node.InfoQuery
-	4,  // 60: cairn.node.SysQueryRequest.time:type_name -> cairn.node.InfoQuery
-	26, // 61: cairn.node.SysQueryRequest.list_buckets:type_name -> cairn.node.SysListQuery
-	26, // 62: cairn.node.SysQueryRequest.pending_buckets:type_name -> cairn.node.SysListQuery
-	4,  // 63: cairn.node.SysQueryRequest.count_buckets:type_name -> cairn.node.InfoQuery
-	55, // 64: cairn.node.SysQueryAnswer.store:type_name -> cairn.meta.v1.SysStore
-	56, // 65: cairn.node.SysQueryAnswer.buckets:type_name -> cairn.meta.v1.SysBucket
-	0,  // 66: cairn.node.ChangeMemberRequest.change:type_name -> cairn.node.ChangeMemberRequest.Change
-	53, // 67: cairn.node.ReplicaStatus.err:type_name -> cairn.node.Error
-	34, // 68: cairn.node.ContentsAnswer.replicas:type_name -> cairn.node.ReplicaStatus
-	39, // 69: cairn.node.GroupStatusAnswer.groups:type_name -> cairn.node.GroupState
-	34, // 70: cairn.node.GroupState.replicas:type_name -> cairn.node.ReplicaStatus
-	1,  // 71: cairn.node.Meta.Propose:input_type -> cairn.node.ProposeRequest
-	3,  // 72: cairn.node.Meta.Query:input_type -> cairn.node.QueryRequest
-	3,  // 73: cairn.node.Meta.QueryAll:input_type -> cairn.node.QueryRequest
-	25, // 74: cairn.node.Meta.SysQuery:input_type -> cairn.node.SysQueryRequest
-	28, // 75: cairn.node.Meta.Leader:input_type -> cairn.node.LeaderRequest
-	32, // 76: cairn.node.Meta.ChangeMember:input_type -> cairn.node.ChangeMemberRequest
-	30, // 77: cairn.node.Meta.CreateReplica:input_type -> cairn.node.ReplicaRequest
-	30, // 78: cairn.node.Meta.DestroyReplica:input_type -> cairn.node.ReplicaRequest
-	35, // 79: cairn.node.Meta.Contents:input_type -> cairn.node.ContentsRequest
-	37, // 80: cairn.node.Meta.GroupStatus:input_type -> cairn.node.GroupStatusRequest
-	2,  // 81: cairn.node.Meta.Propose:output_type -> cairn.node.ProposeAnswer
-	19, // 82: cairn.node.Meta.Query:output_type -> cairn.node.QueryAnswer
-	19, // 83: cairn.node.Meta.QueryAll:output_type -> cairn.node.QueryAnswer
-	27, // 84: cairn.node.Meta.SysQuery:output_type -> cairn.node.SysQueryAnswer
-	29, // 85: cairn.node.Meta.Leader:output_type -> cairn.node.LeaderAnswer
-	33, // 86: cairn.node.Meta.ChangeMember:output_type -> cairn.node.ChangeMemberAnswer
-	31, // 87: cairn.node.Meta.CreateReplica:output_type -> cairn.node.ReplicaAnswer
-	31, // 88: cairn.node.Meta.DestroyReplica:output_type -> cairn.node.ReplicaAnswer
-	36, // 89: cairn.node.Meta.Contents:output_type -> cairn.node.ContentsAnswer
-	38, // 90: cairn.node.Meta.GroupStatus:output_type -> cairn.node.GroupStatusAnswer
-	81, // [81:91] is the sub-list for method output_type
-	71, // [71:81] is the sub-list for method input_type
-	71, // [71:71] is the sub-list for extension type_name
-	71, // [71:71] is the sub-list for extension extendee
-	0,  // [0:71] is the sub-list for field type_name
+	4,   // 0: cairn.node.QueryRequest.info:type_name -> cairn.node.InfoQuery
+	5,   // 1: cairn.node.QueryRequest.bucket:type_name -> cairn.node.BucketQuery
+	7,   // 2: cairn.node.QueryRequest.object:type_name -> cairn.node.ObjectQuery
+	8,   // 3: cairn.node.QueryRequest.segments:type_name -> cairn.node.SegmentsQuery
+	9,   // 4: cairn.node.QueryRequest.part_extent:type_name -> cairn.node.PartExtentQuery
+	11,  // 5: cairn.node.QueryRequest.list_current:type_name -> cairn.node.ListQuery
+	11,  // 6: cairn.node.QueryRequest.list_versions:type_name -> cairn.node.ListQuery
+	11,  // 7: cairn.node.QueryRequest.list_uploads:type_name -> cairn.node.ListQuery
+	12,  // 8: cairn.node.QueryRequest.upload:type_name -> cairn.node.UploadQuery
+	13,  // 9: cairn.node.QueryRequest.parts:type_name -> cairn.node.PartsQuery
+	14,  // 10: cairn.node.QueryRequest.part:type_name -> cairn.node.SeqQuery
+	14,  // 11: cairn.node.QueryRequest.version_by_seq:type_name -> cairn.node.SeqQuery
+	12,  // 12: cairn.node.QueryRequest.completed:type_name -> cairn.node.UploadQuery
+	15,  // 13: cairn.node.QueryRequest.garbage:type_name -> cairn.node.GarbageQuery
+	16,  // 14: cairn.node.QueryRequest.doomed:type_name -> cairn.node.DoomedQuery
+	17,  // 15: cairn.node.QueryRequest.repairs:type_name -> cairn.node.RepairsQuery
+	18,  // 16: cairn.node.QueryRequest.refers:type_name -> cairn.node.ChunkQuery
+	18,  // 17: cairn.node.QueryRequest.find_chunk:type_name -> cairn.node.ChunkQuery
+	4,   // 18: cairn.node.QueryRequest.counters:type_name -> cairn.node.InfoQuery
+	4,   // 19: cairn.node.QueryRequest.walk:type_name -> cairn.node.InfoQuery
+	14,  // 20: cairn.node.QueryRequest.check:type_name -> cairn.node.SeqQuery
+	10,  // 21: cairn.node.QueryRequest.object_parts:type_name -> cairn.node.ObjectPartsQuery
+	20,  // 22: cairn.node.QueryRequest.survey:type_name -> cairn.node.SurveyQuery
+	22,  // 23: cairn.node.QueryRequest.counters_page:type_name -> cairn.node.CountersQuery
+	23,  // 24: cairn.node.QueryRequest.events:type_name -> cairn.node.EventsQuery
+	4,   // 25: cairn.node.QueryRequest.event_state:type_name -> cairn.node.InfoQuery
+	27,  // 26: cairn.node.QueryRequest.event_counters:type_name -> cairn.node.EventCountersQuery
+	28,  // 27: cairn.node.QueryRequest.dead_events:type_name -> cairn.node.DeadEventsQuery
+	30,  // 28: cairn.node.QueryRequest.event_timers:type_name -> cairn.node.EventTimersQuery
+	6,   // 29: cairn.node.ObjectQuery.version:type_name -> cairn.node.IDPair
+	53,  // 30: cairn.node.SegmentsQuery.row:type_name -> cairn.meta.v1.ObjectRow
+	53,  // 31: cairn.node.PartExtentQuery.row:type_name -> cairn.meta.v1.ObjectRow
+	53,  // 32: cairn.node.ObjectPartsQuery.row:type_name -> cairn.meta.v1.ObjectRow
+	6,   // 33: cairn.node.ListQuery.after_id:type_name -> cairn.node.IDPair
+	6,   // 34: cairn.node.UploadQuery.id:type_name -> cairn.node.IDPair
+	6,   // 35: cairn.node.PartsQuery.id:type_name -> cairn.node.IDPair
+	54,  // 36: cairn.node.DoomedQuery.after:type_name -> cairn.meta.v1.DoomedID
+	55,  // 37: cairn.node.RepairsQuery.after:type_name -> cairn.meta.v1.RepairID
+	19,  // 38: cairn.node.SurveyQuery.after:type_name -> cairn.node.SurveyPos
+	53,  // 39: cairn.node.SurveyRow.object:type_name -> cairn.meta.v1.ObjectRow
+	56,  // 40: cairn.node.SurveyRow.upload:type_name -> cairn.meta.v1.UploadRow
+	57,  // 41: cairn.node.EventItem.row:type_name -> cairn.meta.v1.EventRow
+	58,  // 42: cairn.node.EventTargetItem.row:type_name -> cairn.meta.v1.EventTargetRow
+	59,  // 43: cairn.node.EventCounterItem.row:type_name -> cairn.meta.v1.EventCounterRow
+	26,  // 44: cairn.node.EventCountersQuery.after:type_name -> cairn.node.EventCounterItem
+	60,  // 45: cairn.node.DeadEventItem.row:type_name -> cairn.meta.v1.DeadEventRow
+	61,  // 46: cairn.node.EventTimersQuery.after:type_name -> cairn.meta.v1.EventTimerID
+	61,  // 47: cairn.node.EventTimerItem.id:type_name -> cairn.meta.v1.EventTimerID
+	62,  // 48: cairn.node.EventTimerItem.row:type_name -> cairn.meta.v1.EventTimerRow
+	63,  // 49: cairn.node.QueryAnswer.range:type_name -> cairn.meta.v1.RangeDescriptor
+	64,  // 50: cairn.node.QueryAnswer.bucket:type_name -> cairn.meta.v1.BucketRow
+	53,  // 51: cairn.node.QueryAnswer.object:type_name -> cairn.meta.v1.ObjectRow
+	33,  // 52: cairn.node.QueryAnswer.segments:type_name -> cairn.node.Segment
+	34,  // 53: cairn.node.QueryAnswer.listed:type_name -> cairn.node.ListedRow
+	6,   // 54: cairn.node.QueryAnswer.next_id:type_name -> cairn.node.IDPair
+	56,  // 55: cairn.node.QueryAnswer.upload:type_name -> cairn.meta.v1.UploadRow
+	65,  // 56: cairn.node.QueryAnswer.parts:type_name -> cairn.meta.v1.PartRow
+	66,  // 57: cairn.node.QueryAnswer.completed:type_name -> cairn.meta.v1.CompletedUploadRow
+	35,  // 58: cairn.node.QueryAnswer.items:type_name -> cairn.node.Listed
+	67,  // 59: cairn.node.QueryAnswer.chunk:type_name -> cairn.meta.v1.ChunkRef
+	36,  // 60: cairn.node.QueryAnswer.counters:type_name -> cairn.node.CounterItem
+	37,  // 61: cairn.node.QueryAnswer.walk:type_name -> cairn.node.WalkItem
+	21,  // 62: cairn.node.QueryAnswer.survey:type_name -> cairn.node.SurveyRow
+	19,  // 63: cairn.node.QueryAnswer.survey_next:type_name -> cairn.node.SurveyPos
+	24,  // 64: cairn.node.QueryAnswer.events:type_name -> cairn.node.EventItem
+	68,  // 65: cairn.node.QueryAnswer.event_log:type_name -> cairn.meta.v1.EventLogRow
+	25,  // 66: cairn.node.QueryAnswer.event_targets:type_name -> cairn.node.EventTargetItem
+	26,  // 67: cairn.node.QueryAnswer.event_counters:type_name -> cairn.node.EventCounterItem
+	26,  // 68: cairn.node.QueryAnswer.event_counters_next:type_name -> cairn.node.EventCounterItem
+	29,  // 69: cairn.node.QueryAnswer.dead_events:type_name -> cairn.node.DeadEventItem
+	31,  // 70: cairn.node.QueryAnswer.event_timers:type_name -> cairn.node.EventTimerItem
+	67,  // 71: cairn.node.Segment.chunks:type_name -> cairn.meta.v1.ChunkRef
+	53,  // 72: cairn.node.ListedRow.object:type_name -> cairn.meta.v1.ObjectRow
+	56,  // 73: cairn.node.ListedRow.upload:type_name -> cairn.meta.v1.UploadRow
+	69,  // 74: cairn.node.Listed.garbage:type_name -> cairn.meta.v1.GarbageRow
+	70,  // 75: cairn.node.Listed.doomed:type_name -> cairn.meta.v1.DoomedRow
+	71,  // 76: cairn.node.Listed.repair:type_name -> cairn.meta.v1.RepairRow
+	72,  // 77: cairn.node.CounterItem.row:type_name -> cairn.meta.v1.CounterRow
+	73,  // 78: cairn.node.WalkItem.err:type_name -> cairn.node.Error
+	53,  // 79: cairn.node.WalkItem.object:type_name -> cairn.meta.v1.ObjectRow
+	56,  // 80: cairn.node.WalkItem.upload:type_name -> cairn.meta.v1.UploadRow
+	65,  // 81: cairn.node.WalkItem.part:type_name -> cairn.meta.v1.PartRow
+	74,  // 82: cairn.node.WalkItem.manifest:type_name -> cairn.meta.v1.ManifestRow
+	69,  // 83: cairn.node.WalkItem.garbage:type_name -> cairn.meta.v1.GarbageRow
+	70,  // 84: cairn.node.WalkItem.doomed:type_name -> cairn.meta.v1.DoomedRow
+	71,  // 85: cairn.node.WalkItem.repair:type_name -> cairn.meta.v1.RepairRow
+	4,   // 86: cairn.node.SysQueryRequest.store:type_name -> cairn.node.InfoQuery
+	4,   // 87: cairn.node.SysQueryRequest.time:type_name -> cairn.node.InfoQuery
+	39,  // 88: cairn.node.SysQueryRequest.list_buckets:type_name -> cairn.node.SysListQuery
+	39,  // 89: cairn.node.SysQueryRequest.pending_buckets:type_name -> cairn.node.SysListQuery
+	4,   // 90: cairn.node.SysQueryRequest.count_buckets:type_name -> cairn.node.InfoQuery
+	39,  // 91: cairn.node.SysQueryRequest.targets:type_name -> cairn.node.SysListQuery
+	75,  // 92: cairn.node.SysQueryAnswer.store:type_name -> cairn.meta.v1.SysStore
+	76,  // 93: cairn.node.SysQueryAnswer.buckets:type_name -> cairn.meta.v1.SysBucket
+	77,  // 94: cairn.node.SysQueryAnswer.targets:type_name -> cairn.meta.v1.SysTarget
+	0,   // 95: cairn.node.ChangeMemberRequest.change:type_name -> cairn.node.ChangeMemberRequest.Change
+	73,  // 96: cairn.node.ReplicaStatus.err:type_name -> cairn.node.Error
+	47,  // 97: cairn.node.ContentsAnswer.replicas:type_name -> cairn.node.ReplicaStatus
+	52,  // 98: cairn.node.GroupStatusAnswer.groups:type_name -> cairn.node.GroupState
+	47,  // 99: cairn.node.GroupState.replicas:type_name -> cairn.node.ReplicaStatus
+	1,   // 100: cairn.node.Meta.Propose:input_type -> cairn.node.ProposeRequest
+	3,   // 101: cairn.node.Meta.Query:input_type -> cairn.node.QueryRequest
+	3,   // 102: cairn.node.Meta.QueryAll:input_type -> cairn.node.QueryRequest
+	38,  // 103: cairn.node.Meta.SysQuery:input_type -> cairn.node.SysQueryRequest
+	41,  // 104: cairn.node.Meta.Leader:input_type -> cairn.node.LeaderRequest
+	45,  // 105: cairn.node.Meta.ChangeMember:input_type -> cairn.node.ChangeMemberRequest
+	43,  // 106: cairn.node.Meta.CreateReplica:input_type -> cairn.node.ReplicaRequest
+	43,  // 107: cairn.node.Meta.DestroyReplica:input_type -> cairn.node.ReplicaRequest
+	48,  // 108: cairn.node.Meta.Contents:input_type -> cairn.node.ContentsRequest
+	50,  // 109: cairn.node.Meta.GroupStatus:input_type -> cairn.node.GroupStatusRequest
+	2,   // 110: cairn.node.Meta.Propose:output_type -> cairn.node.ProposeAnswer
+	32,  // 111: cairn.node.Meta.Query:output_type -> cairn.node.QueryAnswer
+	32,  // 112: cairn.node.Meta.QueryAll:output_type -> cairn.node.QueryAnswer
+	40,  // 113: cairn.node.Meta.SysQuery:output_type -> cairn.node.SysQueryAnswer
+	42,  // 114: cairn.node.Meta.Leader:output_type -> cairn.node.LeaderAnswer
+	46,  // 115: cairn.node.Meta.ChangeMember:output_type -> cairn.node.ChangeMemberAnswer
+	44,  // 116: cairn.node.Meta.CreateReplica:output_type -> cairn.node.ReplicaAnswer
+	44,  // 117: cairn.node.Meta.DestroyReplica:output_type -> cairn.node.ReplicaAnswer
+	49,  // 118: cairn.node.Meta.Contents:output_type -> cairn.node.ContentsAnswer
+	51,  // 119: cairn.node.Meta.GroupStatus:output_type -> cairn.node.GroupStatusAnswer
+	110, // [110:120] is the sub-list for method output_type
+	100, // [100:110] is the sub-list for method input_type
+	100, // [100:100] is the sub-list for extension type_name
+	100, // [100:100] is the sub-list for extension extendee
+	0,   // [0:100] is the sub-list for field type_name
 }
 
 func init() { file_proto_nodepb_meta_proto_init() }
@@ -3630,8 +4807,15 @@ func file_proto_nodepb_meta_proto_init() {
 		(*QueryRequest_Walk)(nil),
 		(*QueryRequest_Check)(nil),
 		(*QueryRequest_ObjectParts)(nil),
+		(*QueryRequest_Survey)(nil),
+		(*QueryRequest_CountersPage)(nil),
+		(*QueryRequest_Events)(nil),
+		(*QueryRequest_EventState)(nil),
+		(*QueryRequest_EventCounters)(nil),
+		(*QueryRequest_DeadEvents)(nil),
+		(*QueryRequest_EventTimers)(nil),
 	}
-	file_proto_nodepb_meta_proto_msgTypes[24].OneofWrappers = []any{
+	file_proto_nodepb_meta_proto_msgTypes[37].OneofWrappers = []any{
 		(*SysQueryRequest_Store)(nil),
 		(*SysQueryRequest_Time)(nil),
 		(*SysQueryRequest_DriveStarts)(nil),
@@ -3640,6 +4824,8 @@ func file_proto_nodepb_meta_proto_init() {
 		(*SysQueryRequest_ListBuckets)(nil),
 		(*SysQueryRequest_PendingBuckets)(nil),
 		(*SysQueryRequest_CountBuckets)(nil),
+		(*SysQueryRequest_Targets)(nil),
+		(*SysQueryRequest_Target)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -3647,7 +4833,7 @@ func file_proto_nodepb_meta_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_proto_nodepb_meta_proto_rawDesc), len(file_proto_nodepb_meta_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   39,
+			NumMessages:   52,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
