@@ -19,6 +19,7 @@ const (
 	ChunkBytesMax      = 64 << 20         // data bytes of one chunk
 	StripeBytes        = 1 << 20          // data bytes of a full stripe: its shards stay in cache while they are coded
 	ReplicateBelow     = 128 << 10        // a chunk shorter than this is copied (k=1), not coded
+	CopyArchivesBelow  = 8 << 10          // the same for classes that are read after a restore only
 	InlineBytesMax     = 1 << 10          // an object up to this size lies in its metadata row
 	BlockBytes         = 64 << 10         // unit of checksums inside a shard
 	ObjectChunksMax    = 128              // chunks named by one row (an S3 PUT or part is at most 5 GiB = 80 chunks)
@@ -175,6 +176,24 @@ const (
 	DeepArchive        StorageClass = "DEEP_ARCHIVE"
 	ReducedRedundancy  StorageClass = "REDUCED_REDUNDANCY"
 )
+
+// MinimumDays is how long a version is at least meant to stay in a class: who takes it away earlier is charged the rest at S3.
+func (c StorageClass) MinimumDays() int {
+	switch c {
+	case StandardIA, OnezoneIA:
+		return 30
+	case GlacierIR, Glacier:
+		return 90
+	case DeepArchive:
+		return 180
+	}
+	return 0
+}
+
+// MinimumClasses are the classes with a minimum.
+func MinimumClasses() []StorageClass {
+	return []StorageClass{StandardIA, OnezoneIA, GlacierIR, Glacier, DeepArchive}
+}
 
 // VersionID is a version as clients name it: the zero value is the null version.
 // Seq orders the versions of a key; Nonce keeps ids from being guessed.

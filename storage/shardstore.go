@@ -80,6 +80,12 @@ type HeaderReader interface {
 	Header(ctx context.Context, id ShardID) (ShardHeader, error)
 }
 
+// MediumReader is an optional ability of a ShardStore: who checks a drive wants what lies on it, not what a cache remembers of it.
+type MediumReader interface {
+	// ReadMedium is ReadAt past the caches that there may be.
+	ReadMedium(ctx context.Context, id ShardID, off int, p []byte) error
+}
+
 // AsyncAppender is an optional ability of a ShardStore whose appends wait in a
 // queue anyway: it spares the caller a goroutine for each shard.
 type AsyncAppender interface {

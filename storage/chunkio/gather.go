@@ -144,7 +144,16 @@ func (s *stripeRead) launch(f *fetch) *fetch {
 	return f
 }
 
+// stackAhead is about how much stack a read takes. A goroutine's stack grows by copying what is on it: once at the
+// beginning, for this, where there is nothing yet, instead of deep in the index. That was 4 % of the CPU of a large GET.
+const stackAhead = 4 << 10
+
 func (f *fetch) run(ctx context.Context) {
+	var room [stackAhead]byte
+	f.read(ctx, &room)
+}
+
+func (f *fetch) read(ctx context.Context, _ *[stackAhead]byte) {
 	s := f.s
 	f.err = s.r.plane.readShard(ctx, s.chunk, s.stripe, f.index, f.lo, f.mem)
 	if f.phase.Swap(over) == overdue {
@@ -329,7 +338,7 @@ func (s *stripeRead) took(f *fetch) {
 		d.answered()
 		return
 	}
-	s.degraded = true
+	s.degraded, s.chunk.byShard = true, false
 	s.failures[f.index] = f.err
 	switch kind := errs.KindOf(f.err); {
 	case s.r.ctx.Err() != nil:

@@ -14,7 +14,8 @@
 //
 // # Reading
 //
-// A Read asks for just the columns of the data shards that hold the bytes wanted.
+// A Read asks for just the columns of the data shards that hold the bytes wanted: of the first stripe at once, then a
+// shard after the other, or all of a stripe if some of them must be computed.
 // Shards that are lost, late or bad are replaced from parity, of which only the
 // same columns are read. Nothing is passed on that was not verified.
 //
@@ -43,7 +44,7 @@ import (
 // Limits of one operation.
 const (
 	windowStripes = 3  // stripes of a write that hold buffers
-	aheadStripes  = 2  // stripes that a read starts before they are wanted
+	aheadStripes  = 2  // stripes that a read starts before they are wanted, where it reads whole stripes
 	movesMax      = 4  // how often in a row a write gives up a placement group
 	reportsMax    = 16 // calls of OnBadShard at a time; more bad shards are not reported
 	quorumPoll    = 50 * time.Millisecond

@@ -32,7 +32,7 @@ func (p *Plane) Read(ctx context.Context, dst io.Writer, owner storage.Owner, re
 	r := &reader{plane: p, ctx: ctx, owner: owner, refs: refs, off: off, left: n}
 	defer r.close()
 	for r.left > 0 || len(r.ahead) > 0 {
-		if err := r.copyStripe(dst); err != nil {
+		if err := r.copyPiece(dst); err != nil {
 			return err
 		}
 	}
@@ -49,6 +49,7 @@ type reader struct {
 	left  int64
 	chunk *readChunk    // of refs[0], once looked up
 	ahead []*stripeRead // started, in order
+	begun bool          // the first piece was started: it is a whole stripe, so that what can't be read mostly fails before the first byte
 	timer *time.Timer
 }
 
@@ -60,9 +61,12 @@ type readChunk struct {
 	group  *group
 	codec  *erasure.Codec
 	layout storage.Layout
+	// byShard: every data shard is where it should be, so each is a piece of its own: what is read is sent while it is
+	// in the processor's cache. A lost one costs k reads, so otherwise a piece is a stripe, whose reads decoding uses too.
+	byShard bool
 }
 
-// piece is bytes [from, to) of one stripe.
+// piece is bytes [from, to) of one stripe, all of it or of one data shard.
 type piece struct {
 	chunk    *readChunk
 	stripe   int
@@ -80,8 +84,8 @@ func (pc piece) bufferLen() int {
 	return n
 }
 
-// copyStripe passes on the next stripe, and starts a few behind it before it waits.
-func (r *reader) copyStripe(dst io.Writer) error {
+// copyPiece passes on the next piece, and starts a few behind it before it waits.
+func (r *reader) copyPiece(dst io.Writer) error {
 	if err := r.startAhead(); err != nil {
 		return err
 	}
@@ -105,10 +109,10 @@ func (r *reader) copyStripe(dst io.Writer) error {
 	return nil
 }
 
-// startAhead starts reads of the stripes to come: at least one, and as many more
+// startAhead starts reads of the pieces to come: at least one, and as many more
 // as are allowed and find memory at once.
 func (r *reader) startAhead() error {
-	for r.left > 0 && len(r.ahead) <= aheadStripes {
+	for r.left > 0 && len(r.ahead) <= r.aheadMax() {
 		pc, err := r.nextPiece()
 		if err != nil {
 			return err
@@ -128,6 +132,15 @@ func (r *reader) startAhead() error {
 	return nil
 }
 
+// aheadMax is how many pieces are started before they are wanted: with shards for pieces so many that each of the k
+// drives has something to do. More would not be in the processor's cache any more when it is sent.
+func (r *reader) aheadMax() int {
+	if r.chunk != nil && r.chunk.byShard {
+		return max(1, int(r.chunk.layout.Scheme.K)-1)
+	}
+	return aheadStripes
+}
+
 // nextPiece is the next piece to start.
 func (r *reader) nextPiece() (piece, error) {
 	for r.off >= int64(r.refs[0].Length) {
@@ -144,10 +157,19 @@ func (r *reader) nextPiece() (piece, error) {
 	l := r.chunk.layout
 	i := int(r.off / int64(l.StripeBytes))
 	from := int(r.off % int64(l.StripeBytes))
-	return piece{r.chunk, i, from, min(l.StripeLen(i), from+int(min(r.left, int64(l.StripeBytes))))}, nil
+	end := l.StripeLen(i)
+	if from == 0 { // drives come and go while a chunk is read
+		r.chunk.byShard = r.begun && l.Scheme.K > 1 && r.plane.allGood(r.chunk)
+	}
+	if r.chunk.byShard {
+		shardLen := l.ShardLen(i)
+		end = min(end, (from/shardLen+1)*shardLen)
+	}
+	return piece{r.chunk, i, from, min(end, from+int(min(r.left, int64(l.StripeBytes))))}, nil
 }
 
 func (r *reader) advance(n int) {
+	r.begun = true
 	r.off += int64(n)
 	r.left -= int64(n)
 }
@@ -167,8 +189,19 @@ func (p *Plane) readChunk(ref *metapb.ChunkRef) (*readChunk, error) {
 	if g == nil || g.pg.Scheme != scheme {
 		return nil, errs.Newf(errs.Unavailable, "chunkio", storage.ChunkID(ref.Id).String(), "placement group %d with %s is not known here", ref.Pg, scheme)
 	}
-	return &readChunk{ref: ref, id: storage.ChunkID(ref.Id), view: v, group: g, codec: codec,
-		layout: storage.Layout{Scheme: scheme, StripeBytes: int(ref.StripeBytes), Length: int64(ref.Length)}}, nil
+	c := &readChunk{ref: ref, id: storage.ChunkID(ref.Id), view: v, group: g, codec: codec,
+		layout: storage.Layout{Scheme: scheme, StripeBytes: int(ref.StripeBytes), Length: int64(ref.Length)}}
+	return c, nil
+}
+
+// allGood reports whether each data shard is where it should be.
+func (p *Plane) allGood(c *readChunk) bool {
+	for i := range int(c.layout.Scheme.K) {
+		if p.preference(c, i) != good {
+			return false
+		}
+	}
+	return true
 }
 
 // start begins to read the shards that hold a piece. buf has the piece's bufferLen and belongs to the read now.

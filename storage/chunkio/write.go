@@ -92,7 +92,7 @@ func (w *writer) run() error {
 		}
 	}
 	if w.req.Size == 0 {
-		return w.expectEnd()
+		return w.req.ExpectEnd()
 	}
 	for len(w.window) > 0 {
 		if err := w.settleFirst(); err != nil {
@@ -115,7 +115,7 @@ func (w *writer) nextStripe() (*stripe, error) {
 		return nil, err
 	}
 	if w.read == w.req.Size {
-		err = w.expectEnd()
+		err = w.req.ExpectEnd()
 	}
 	return s, err
 }
@@ -161,28 +161,36 @@ func (w *writer) buffer(n int) (*buffer, error) {
 
 // readBody fills p from the body.
 func (w *writer) readBody(p []byte) error {
-	n, err := io.ReadFull(w.req.Body, p)
+	err := w.req.ReadNext(p, w.read)
+	if err == nil {
+		w.read += int64(len(p))
+	}
+	return err
+}
+
+// ReadNext fills p from the body, of which so many bytes were read before, and shows it to Tee. Errors: IncompleteBody; the body's own.
+func (r *WriteRequest) ReadNext(p []byte, before int64) error {
+	n, err := io.ReadFull(r.Body, p)
 	switch {
 	case err == io.EOF || err == io.ErrUnexpectedEOF && n < len(p):
-		return errs.Newf(errs.IncompleteBody, "chunkio.write", string(w.req.Owner.Key), "%d of %d bytes came", w.read+int64(n), w.req.Size)
+		return errs.Newf(errs.IncompleteBody, "chunkio.write", string(r.Owner.Key), "%d of %d bytes came", before+int64(n), r.Size)
 	case err != nil:
 		return err
 	}
-	w.read += int64(n)
-	if w.req.Tee != nil {
-		w.req.Tee(p)
+	if r.Tee != nil {
+		r.Tee(p)
 	}
 	return nil
 }
 
-// expectEnd reads the body's io.EOF.
-func (w *writer) expectEnd() error {
+// ExpectEnd reads the body's io.EOF. Errors: EntityTooLarge; the body's own.
+func (r *WriteRequest) ExpectEnd() error {
 	var one [1]byte
 	for range 100 {
-		n, err := w.req.Body.Read(one[:])
+		n, err := r.Body.Read(one[:])
 		switch {
 		case n > 0:
-			return errs.Newf(errs.EntityTooLarge, "chunkio.write", string(w.req.Owner.Key), "the body is longer than %d bytes", w.req.Size)
+			return errs.Newf(errs.EntityTooLarge, "chunkio.write", string(r.Owner.Key), "the body is longer than %d bytes", r.Size)
 		case err == io.EOF:
 			return nil
 		case err != nil:
@@ -208,7 +216,7 @@ func (w *writer) fillingChunk() (*chunk, error) {
 // newChunk chooses the placement group for a chunk of length bytes.
 func (w *writer) newChunk(length int64) (*chunk, error) {
 	p := w.plane
-	g, try, err := w.chooseInTime(length < storage.ReplicateBelow)
+	g, try, err := w.chooseInTime(length < placement.CopiedBelow(w.req.Class))
 	if err != nil {
 		return nil, err
 	}

@@ -200,6 +200,8 @@ func TestTombstonesAge(t *testing.T) {
 	}
 	clock.Add(2000)
 	eventually(t, "forgotten", func() bool { return gone() == 0 })
+	// How old the tombstones in an extent are is not known after a start: they count as made then.
+	clock.Add(storage.TombstoneTTL.Milliseconds())
 	eventually(t, "the extents with nothing but tombstones go", func() bool { return d.Stats().Extents <= 2 })
 	eventually(t, "the count follows", func() bool { return d.Stats().Tombstones == 0 })
 	reopen(true)

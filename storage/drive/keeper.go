@@ -358,11 +358,22 @@ func (k *keeper) dropOld() error {
 		}
 	}
 	d.counters.tombstones.Store(left)
-	if left > 0 {
+	if left > 0 || k.onlyTombstones() {
 		k.pokeOld()
 	}
 	k.poke() // extents may hold nothing but them
 	return nil
+}
+
+// onlyTombstones reports whether some sealed extent holds nothing but tombstones: it goes when they are old, which after a start
+// is later than that of the tombstones themselves.
+func (k *keeper) onlyTombstones() bool {
+	for _, e := range k.d.extents.all() {
+		if e.sealed.Load() && e.live.Load() == 0 && e.others.Load() > 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // forget deletes tombstones, if they are still as old as they were. It runs in the writer.

@@ -17,29 +17,37 @@ import (
 // scratch is what a read needs for a moment.
 type scratch struct {
 	key []byte
-	buf []byte // blocks of which the caller wants a part
-}
+	buf []byte // a block of which the caller wants a part
 
-const scratchKeepMax = 2 << 20 // a larger buffer is not kept
+	medium bool // not what a cache remembers
+}
 
 // errMoved says that the shard lies elsewhere by now: look again.
 var errMoved = errors.New("drive: the shard was moved")
 
-// ReadAt implements storage.ShardStore: one lookup, one pread of just the
-// blocks touched, straight into p where p begins and ends with them.
+// ReadAt implements storage.ShardStore: one lookup, one pread straight into p of the whole blocks in it, and
+// one each of a block at its ends of which it has a part.
 func (d *Drive) ReadAt(_ context.Context, id storage.ShardID, off int, p []byte) error {
+	return d.read(&id, off, p, false)
+}
+
+var _ storage.MediumReader = (*Drive)(nil)
+
+// ReadMedium implements storage.MediumReader.
+func (d *Drive) ReadMedium(_ context.Context, id storage.ShardID, off int, p []byte) error {
+	return d.read(&id, off, p, true)
+}
+
+func (d *Drive) read(id *storage.ShardID, off int, p []byte, medium bool) error {
 	if err := d.enter(); err != nil {
 		return err
 	}
 	defer d.gate.leave()
 	s := d.scratch.Get().(*scratch)
-	s.key = appendShardKey(s.key[:0], &id)
-	err := d.readOnce(s, &id, off, p)
+	s.key, s.medium = appendShardKey(s.key[:0], id), medium
+	err := d.readOnce(s, id, off, p)
 	for tries := 0; err == errMoved && tries < 10; tries++ {
-		err = d.readOnce(s, &id, off, p)
-	}
-	if cap(s.buf) > scratchKeepMax {
-		s.buf = nil
+		err = d.readOnce(s, id, off, p)
 	}
 	d.scratch.Put(s)
 	return err
@@ -70,27 +78,51 @@ func (d *Drive) readOnce(s *scratch, id *storage.ShardID, off int, p []byte) err
 		return d.unreadable(s, id, at, err)
 	}
 	defer d.extents.release(e)
-	first := off / storage.BlockBytes
-	from := first * storage.BlockBytes
-	to := min((off+len(p)+storage.BlockBytes-1)/storage.BlockBytes*storage.BlockBytes, int(at.payload))
-	blocks := p
-	if to-from != len(p) {
-		if cap(s.buf) < to-from {
-			s.buf = make([]byte, to-from)
-		}
-		blocks = s.buf[:to-from]
-	}
-	n, err := e.file.ReadAt(blocks, int64(at.off)+int64(at.header)+int64(from))
-	if err != nil && n < len(blocks) {
+	if bad, err := readBlocks(s, e.file, at, sums, off, p); err != nil {
 		return d.unreadable(s, id, at, err)
-	}
-	if bad := extent.Verify(sums, first, blocks); bad >= 0 {
+	} else if bad >= 0 {
 		return d.damaged(s, id, at, fmt.Errorf("block %d does not match its checksum", bad))
 	}
-	if to-from != len(p) {
-		copy(p, blocks[off-from:])
-	}
 	return nil
+}
+
+// readBlocks fills p with the payload's bytes from off on. Every block that holds some of them is verified: the first
+// that does not match its checksum is answered, else -1.
+func readBlocks(s *scratch, f vfsx.File, at location, sums []byte, off int, p []byte) (bad int, err error) {
+	payload := int(at.payload)
+	for len(p) > 0 {
+		first := off / storage.BlockBytes
+		begin := first * storage.BlockBytes
+		blocks, n := p, len(p)
+		if off+n != payload {
+			n -= n % storage.BlockBytes // the last block as far as it is wanted comes next
+		}
+		whole := off == begin && n > 0
+		if whole {
+			blocks = p[:n]
+		} else {
+			if s.buf == nil {
+				s.buf = make([]byte, storage.BlockBytes)
+			}
+			blocks = s.buf[:min(payload-begin, storage.BlockBytes)]
+		}
+		from := int64(at.off) + int64(at.header) + int64(begin)
+		if s.medium {
+			f.Forget(from, int64(len(blocks)))
+			defer f.Forget(from, int64(len(blocks))) // what is hot lies in the cache; what was only checked need not
+		}
+		if got, err := f.ReadAt(blocks, from); err != nil && got < len(blocks) {
+			return -1, err
+		}
+		if bad := extent.Verify(sums, first, blocks); bad >= 0 {
+			return bad, nil
+		}
+		if !whole {
+			n = copy(p, blocks[off-begin:])
+		}
+		p, off = p[n:], off+n
+	}
+	return -1, nil
 }
 
 // notFound is Gone or NotFound.

@@ -261,8 +261,10 @@ func (s *frameScan) check(e *extentState, fr *extent.Frame) (cause, err error) {
 	if cap(s.buf) < n {
 		s.buf = make([]byte, n)
 	}
-	p := s.buf[:n]
-	if got, err := e.file.ReadAt(p, fr.Off+int64(fr.Header.Bytes)); err != nil && got < n {
+	p, off := s.buf[:n], fr.Off+int64(fr.Header.Bytes)
+	e.file.Forget(off, int64(n)) // what counts is what lies on the medium
+	defer e.file.Forget(off, int64(n))
+	if got, err := e.file.ReadAt(p, off); err != nil && got < n {
 		return err, unlessLost(err)
 	}
 	if extent.Verify(fr.Header.Sums, 0, p) >= 0 {

@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/binary"
+	"fmt"
 	"io"
 	"slices"
 	"sync"
@@ -38,7 +39,8 @@ type world struct {
 	scans, seen int // calls of Scan from the beginning of the bucket, and rows
 	expires     int // commands
 	log         []string
-	unread      error // of Config
+	did         []string // to versions and uploads
+	unread      error    // of Config
 	fail        func(call string) error
 	late        func(call string) error // after the call took effect
 	missing     uint64                  // of what is written next
@@ -134,11 +136,25 @@ func (w *world) Config(context.Context) (uint64, error) {
 	return w.config, w.unread
 }
 
-func (w *world) Buckets(context.Context) ([]Bucket, error) {
+func (w *world) Buckets(_ context.Context, tiered []storage.BucketID) ([]Bucket, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if b := cmp.Or(w.behind, w.bucket); b != nil && len(b.Rules.Rules) > 0 {
+	if b := cmp.Or(w.behind, w.bucket); b != nil && (len(b.Rules.Rules) > 0 || slices.Contains(tiered, b.ID)) {
 		return []Bucket{*b}, nil
+	}
+	return nil, nil
+}
+
+func (w *world) Tiered(context.Context) ([]storage.BucketID, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err := w.ask(w.fail, "tiered"); err != nil {
+		return nil, err
+	}
+	if slices.ContainsFunc(w.rows, func(e *entry) bool {
+		return e.object.GetAttributes().GetStorageClass() == string(storage.IntelligentTiering)
+	}) {
+		return []storage.BucketID{w.bucket.ID}, nil
 	}
 	return nil, nil
 }
@@ -169,7 +185,12 @@ func (w *world) Scan(_ context.Context, g cluster.GroupID, _ storage.BucketID, a
 				newer++
 			}
 		}
-		if e.key < after.Key || e.key == after.Key && after.Seq != 0 && seq >= uint64(after.Seq) {
+		passed := e.object != nil && (after.Upload || seq >= uint64(after.Seq))
+		if e.upload != nil {
+			seq = e.upload.Seq
+			passed = after.Upload && seq <= uint64(after.Seq)
+		}
+		if e.key < after.Key || e.key == after.Key && after.Seq != 0 && passed {
 			continue
 		}
 		w.seen++
@@ -204,6 +225,7 @@ func (w *world) Expire(_ context.Context, _ cluster.GroupID, op *metapb.ExpireOp
 		case w.rows[i].object.GetOwner() == "locked":
 			out = append(out, &metapb.RangeResult{Kind: uint32(errs.ObjectLocked)})
 		default:
+			w.did = append(w.did, fmt.Sprintf("%v %s %d", e.What, e.Key, e.VersionSeq))
 			w.rows = slices.Delete(w.rows, i, i+1)
 			out = append(out, &metapb.RangeResult{Ok: true})
 		}
@@ -279,6 +301,11 @@ func (w *world) Rewrite(_ context.Context, op *metapb.RewriteDataOp) error {
 	data.Generation++
 	if op.StorageClass != "" {
 		row.Attributes.StorageClass = op.StorageClass
+		w.did = append(w.did, fmt.Sprintf("move %s %d %s", op.Key, op.VersionSeq, op.StorageClass))
+	}
+	if op.Tier != nil {
+		row.Tiering = &metapb.Tiering{Tier: op.Tier.To, AccessedMs: row.GetTiering().GetAccessedMs()}
+		row.Restore = nil
 	}
 	return w.ask(w.late, "rewrite")
 }

@@ -41,14 +41,16 @@ import (
 	"cairn/storage/pins"
 )
 
-// Bucket is a bucket with rules.
+// Bucket is a bucket with rules, or with versions of INTELLIGENT_TIERING.
 type Bucket struct {
 	ID         storage.BucketID
 	Name       string
 	Owner      string // of the delete markers made
 	Versioning metapb.Versioning
 	Generation uint64                  // of the configuration
-	Rules      *metapb.LifecycleConfig // read-only
+	Rules      *metapb.LifecycleConfig // read-only; nil: none
+	Tiered     bool                    // there are versions of INTELLIGENT_TIERING
+	Tiering    []*metapb.TieringConfig // read-only
 }
 
 // Meta is the metadata plane as the worker sees it. Everything may be repeated.
@@ -57,8 +59,12 @@ type Meta interface {
 	Ranges() []cluster.GroupID
 	// Config counts the changes of what Buckets answers. It is cheap.
 	Config(ctx context.Context) (uint64, error)
-	// Buckets are those that have rules, as this node knows them: a generation that is not the ranges' is refused there.
-	Buckets(ctx context.Context) ([]Bucket, error)
+	// Buckets are those that have rules, and those of tiered that are there, as this node knows them: a generation that is not the ranges' is refused
+	// there. Tiered is not looked at.
+	Buckets(ctx context.Context, tiered []storage.BucketID) ([]Bucket, error)
+	// Tiered are the buckets that have versions of INTELLIGENT_TIERING, in order; it asks all ranges for their counters. With an error it answers
+	// those that may be among them by what it was told.
+	Tiered(ctx context.Context) ([]storage.BucketID, error)
 	// Scan is rangestate.View.Lifecycle in a range that is led here. begin is called
 	// before the first row, with the range's time, and again if the walk begins anew.
 	Scan(ctx context.Context, g cluster.GroupID, b storage.BucketID, after *rangestate.LifecyclePos, limit int,
@@ -118,19 +124,22 @@ func (c *Config) setDefaults() {
 type Worker struct {
 	cfg     Config
 	buckets map[storage.BucketID]*bucket
-	led     []cluster.GroupID // ranges whose rows were looked at, or are going to be
-	config  uint64            // of buckets
-	known   bool              // buckets were read
-	ends    []*scan           // what the round still has to walk over
-	moves   []*scan           // behind the round
-	queue   []*move
-	round   round
-	moving  round
-	nextMS  int64     // when everything is to be looked at again, by the wall clock
-	retryAt time.Time // the same, because of what was done or failed; zero: no need
-	inRow   int       // rounds in a row that got nothing done though there was something
-	blocked map[storage.StorageClass]*block
-	status  board
+	led     []cluster.GroupID  // ranges whose rows were looked at, or are going to be
+	config  uint64             // of buckets
+	known   bool               // buckets were read
+	tiered  []storage.BucketID // with versions of INTELLIGENT_TIERING, when everything was last to be looked at
+	// tieredOther: buckets was read for others than tiered.
+	tieredOther bool
+	ends        []*scan // what the round still has to walk over
+	moves       []*scan // behind the round
+	queue       []*move
+	round       round
+	moving      round
+	nextMS      int64     // when everything is to be looked at again, by the wall clock
+	retryAt     time.Time // the same, because of what was done or failed; zero: no need
+	inRow       int       // rounds in a row that got nothing done though there was something
+	blocked     map[storage.StorageClass]*block
+	status      board
 }
 
 // bucket is a bucket with its rules made ready.
@@ -210,7 +219,11 @@ func (w *Worker) plan(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if !w.known || config != w.config {
+	tieredKnown := true
+	if w.due() {
+		tieredKnown = w.readTiered(ctx)
+	}
+	if w.tieredOther || !w.known || config != w.config {
 		if err := w.read(ctx); err != nil {
 			return err
 		}
@@ -229,28 +242,52 @@ func (w *Worker) plan(ctx context.Context) error {
 	}
 	gone := func(s *scan) bool { return w.buckets[s.bucket] == nil || !slices.Contains(led, s.group) }
 	w.ends, w.moves = slices.DeleteFunc(w.ends, gone), slices.DeleteFunc(w.moves, gone)
-	due := w.cfg.Now().UnixMilli() >= w.nextMS || !w.retryAt.IsZero() && !time.Now().Before(w.retryAt)
-	if due && len(w.ends) == 0 { // else when what is under way is over
+	if w.due() {
 		w.retryAt, w.nextMS = time.Time{}, w.nextDue()
 		w.lookAt(func(*scan) bool { return true }, led)
+	}
+	if !tieredKnown && w.retryAt.IsZero() {
+		w.retryAt = time.Now().Add(w.cfg.RoundMax)
 	}
 	return nil
 }
 
+// due reports whether it is time to look at everything; while something is under way, when that is over.
+func (w *Worker) due() bool {
+	return (w.cfg.Now().UnixMilli() >= w.nextMS || !w.retryAt.IsZero() && !time.Now().Before(w.retryAt)) && len(w.ends) == 0
+}
+
+// readTiered asks which buckets have versions of INTELLIGENT_TIERING and answers whether all ranges told. While some range does not
+// tell, those that were known go on.
+func (w *Worker) readTiered(ctx context.Context) (ok bool) {
+	ids, err := w.cfg.Meta.Tiered(ctx)
+	if err != nil {
+		w.status.trouble("the buckets with INTELLIGENT_TIERING", err)
+		ids = slices.Compact(slices.Sorted(slices.Values(slices.Concat(w.tiered, ids))))
+	}
+	w.tieredOther = w.tieredOther || !slices.Equal(ids, w.tiered)
+	w.tiered = ids
+	return err == nil
+}
+
 // read reads the rules, and has the rows of buckets looked at whose rules are new.
 func (w *Worker) read(ctx context.Context) error {
-	all, err := w.cfg.Meta.Buckets(ctx)
+	all, err := w.cfg.Meta.Buckets(ctx, w.tiered)
 	if err != nil {
 		return err
 	}
 	fresh := make(map[storage.BucketID]*bucket, len(all))
 	changed := map[storage.BucketID]bool{}
 	for _, b := range all {
-		if old := w.buckets[b.ID]; old != nil && old.Generation == b.Generation {
+		_, b.Tiered = slices.BinarySearch(w.tiered, b.ID)
+		if old := w.buckets[b.ID]; old != nil && old.Generation == b.Generation && old.Tiered == b.Tiered {
 			fresh[b.ID] = old
 			continue
 		}
 		n := &bucket{Bucket: b, rules: rules.Compile(b.Rules, w.cfg.Day)}
+		if b.Tiered {
+			n.rules.Tiers(b.Tiering)
+		}
 		if w.known { // what a rule finds that was put just now is not late
 			n.since = w.cfg.Now().UnixMilli()
 		}
@@ -263,7 +300,7 @@ func (w *Worker) read(ctx context.Context) error {
 			w.status.forget(b.Name, n)
 		}
 	}
-	w.buckets = fresh
+	w.buckets, w.tieredOther = fresh, false
 	w.lookAt(func(s *scan) bool { return changed[s.bucket] }, w.led)
 	if next := w.nextDue(); !w.known || next < w.nextMS {
 		w.nextMS = next

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"cairn/cluster/placement"
+	"cairn/cluster/rangestate"
 	"cairn/proto/metapb"
 	rules "cairn/s3api/lifecycle"
 	"cairn/storage"
@@ -19,7 +20,7 @@ import (
 	"cairn/storage/errs"
 )
 
-// Plane is the data plane as the worker sees it: chunkio.Plane.
+// Plane is the data plane as the worker sees it: compress.Plane.
 type Plane interface {
 	// Read writes the n bytes from off on of the chunks to dst, each verified.
 	Read(ctx context.Context, dst io.Writer, owner storage.Owner, refs []*metapb.ChunkRef, off, n int64) error
@@ -30,7 +31,7 @@ type Plane interface {
 	Rebuild(ctx context.Context, owner storage.Owner, ref *metapb.ChunkRef, indexes []int) error
 }
 
-// move is a version to be moved to another class.
+// move is a version to be moved to another class or tier.
 type move struct {
 	scan       *scan
 	key        storage.Key
@@ -61,7 +62,7 @@ func (w *Worker) isBlocked(class storage.StorageClass) bool {
 type outcome int
 
 const (
-	moved   outcome = iota // it is of the new class
+	moved   outcome = iota // it is of the new class or tier
 	partly                 // there are more parts
 	skipped                // it is not due any more, or not the same: a round sees what is there
 	failed                 // see the error
@@ -155,7 +156,10 @@ func (w *Worker) move(ctx context.Context, b *bucket, m *move) (outcome, error) 
 	owner := storage.Owner{Bucket: b.ID, Key: m.key, Write: m.write}
 	op := &metapb.RewriteDataOp{
 		Bucket: uint64(b.ID), Key: []byte(m.key), VersionSeq: uint64(m.seq), WriteId: row.WriteId,
-		StorageClass: string(m.action.Class), ConfigGeneration: b.Generation,
+		ConfigGeneration: b.Generation, TagsHash: rangestate.TagsHash(row.GetAttributes().GetTags()),
+	}
+	if op.Tier = m.tier(row.GetTiering()); op.Tier == nil {
+		op.StorageClass = string(m.action.Class)
 	}
 	if row.GetData().GetUploadSeq() == 0 {
 		return c.rewrite(ctx, owner, op, row.GetData(), row.Size)
@@ -174,6 +178,14 @@ func (w *Worker) move(ctx context.Context, b *bucket, m *move) (outcome, error) 
 	return c.parts(ctx, parts, row.Data.UploadSeq)
 }
 
+// tier is the change that the move asks for of a version that is in INTELLIGENT_TIERING as t says; nil: it is a transition.
+func (m *move) tier(t *metapb.Tiering) *metapb.ChangeTier {
+	if m.action.What != rules.Retier {
+		return nil
+	}
+	return &metapb.ChangeTier{To: m.action.Tier(), IfAccessedMs: t.GetAccessedMs()}
+}
+
 // partsPage is how many parts are read at a time; those that need no copy are passed at once.
 const partsPage = 16
 
@@ -186,7 +198,7 @@ func (w *Worker) stillDue(b *bucket, m *move, row *metapb.ObjectRow) bool {
 	o := factsOf(b, m.key, row, !m.noncurrent, now)
 	o.Newer = m.newer
 	a := b.rules.Decide(&o, max(now, m.action.DueMS))
-	return a.What == rules.Transition && a.Class == m.action.Class
+	return a.What == m.action.What && a.Class == m.action.Class
 }
 
 // copying is one step of a move. Its reads are held.
@@ -207,7 +219,7 @@ func (c *copying) parts(ctx context.Context, parts []*metapb.PartRow, upload uin
 		owner := storage.Owner{Bucket: c.bucket.ID, Key: c.move.key, Write: storage.WriteID(p.WriteId)}
 		op := &metapb.RewriteDataOp{
 			Bucket: uint64(c.bucket.ID), Key: []byte(c.move.key), UploadSeq: upload, Part: p.Number, WriteId: p.WriteId,
-			ConfigGeneration: c.bucket.Generation,
+			ConfigGeneration: c.bucket.Generation, Tier: c.move.tier(nil),
 		}
 		if o, err := c.rewrite(ctx, owner, op, p.GetData(), p.Size); o != moved {
 			return o, err
@@ -251,7 +263,7 @@ func (c *copying) rewrite(ctx context.Context, owner storage.Owner, op *metapb.R
 func sizeOf(data *metapb.Data) uint64 {
 	n := uint64(len(data.GetInline()))
 	for _, ref := range data.GetChunks() {
-		n += ref.Length
+		n += ref.ObjectBytes()
 	}
 	return n
 }
@@ -303,7 +315,7 @@ func (c *copying) liesRight(data *metapb.Data) bool {
 func (c *copying) copy(ctx context.Context, owner storage.Owner, old []*metapb.ChunkRef) ([]*metapb.ChunkRef, error) {
 	size := int64(0)
 	for _, ref := range old {
-		size += int64(ref.Length)
+		size += int64(ref.ObjectBytes())
 	}
 	sum := sha256.New()
 	fresh, err := c.write(ctx, owner, old, size, sum)

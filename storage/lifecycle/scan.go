@@ -116,7 +116,7 @@ func (p *page) visit(row *rangestate.LifecycleRow) (more bool) {
 	}
 	switch a.What {
 	case rules.Nothing:
-	case rules.Transition:
+	case rules.Transition, rules.Retier:
 		return p.moveLater(row, a)
 	default:
 		p.endSoon(row, a)
@@ -143,6 +143,9 @@ func factsOf(b *bucket, key storage.Key, row *metapb.ObjectRow, newest bool, now
 		Versioned: b.Versioning == metapb.Versioning_VERSIONING_ENABLED || b.Versioning == metapb.Versioning_VERSIONING_SUSPENDED && !row.NullVersion,
 		Locked:    a.GetLegalHold() || a.GetLockMode() != "" && a.GetLockUntilMs() > nowMS,
 	}
+	if o.Class == storage.IntelligentTiering {
+		o.Tier, o.AccessedMS, o.RestoredMS = row.GetTiering().GetTier(), rangestate.LastAccess(row), row.GetRestore().GetReadyMs()
+	}
 	if !newest {
 		o.Kind = rules.Noncurrent
 	}
@@ -158,7 +161,7 @@ func (p *page) endSoon(row *rangestate.LifecycleRow, a rules.Action) {
 	if up := row.Upload; up != nil {
 		e.VersionSeq, e.VersionNonce = up.Seq, up.Nonce
 	} else {
-		e.VersionSeq, e.VersionNonce = row.Object.Seq, row.Object.Nonce
+		e.VersionSeq, e.VersionNonce, e.TagsHash = row.Object.Seq, row.Object.Nonce, rangestate.TagsHash(p.object.Tags)
 	}
 	if e.What == metapb.ExpireEntry_CURRENT {
 		e.MarkerNonce, e.MarkerOwner = p.w.cfg.Rand(), p.bucket.Owner
@@ -168,7 +171,7 @@ func (p *page) endSoon(row *rangestate.LifecycleRow, a rules.Action) {
 
 // moveLater notes a version that is to be moved: in a round only where it is, behind it the version itself.
 func (p *page) moveLater(row *rangestate.LifecycleRow, a rules.Action) (more bool) {
-	if !movable(a.Class) { // no such rule is accepted
+	if a.What == rules.Transition && !movable(a.Class) { // no such rule is accepted
 		p.w.status.trouble(p.bucket.Name, errs.Newf(errs.NotImplemented, "lifecycle", a.Rule, "no way into %s", a.Class))
 		return true
 	}
@@ -183,10 +186,10 @@ func (p *page) moveLater(row *rangestate.LifecycleRow, a rules.Action) (more boo
 	return !p.scan.moving || len(p.w.queue)+len(p.moves) < p.w.cfg.QueueMax
 }
 
-// movable reports whether the worker moves versions into a class. For one of intelligent tiering, accesses would have to be known.
+// movable reports whether the worker moves versions into a class.
 func movable(class storage.StorageClass) bool {
 	switch class {
-	case storage.StandardIA, storage.OnezoneIA, storage.GlacierIR, storage.Glacier, storage.DeepArchive:
+	case storage.StandardIA, storage.OnezoneIA, storage.IntelligentTiering, storage.GlacierIR, storage.Glacier, storage.DeepArchive:
 		return true
 	}
 	return false

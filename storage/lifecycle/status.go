@@ -17,7 +17,8 @@ type Status struct {
 	Removed      int64 // noncurrent versions and delete markers
 	Aborted      int64 // uploads
 	Transitioned int64 // versions
-	MovedBytes   int64 // written in another class for them
+	Retiered     int64 // versions of INTELLIGENT_TIERING, to another tier
+	MovedBytes   int64 // written in another class for both
 	Began        time.Time
 	Ended        time.Time // of the latest round that is over; zero: none
 	Rows         int64     // seen in it
@@ -169,7 +170,7 @@ func (b *board) forget(bucket string, now *bucket) {
 	defer b.mu.Unlock()
 	b.ofBucket(bucket, func(id ruleID, r *ruleState) {
 		*r = ruleState{done: r.done}
-		if id.bucket == "" || now != nil && slices.ContainsFunc(now.Rules.GetRules(), func(x *metapb.LifecycleRule) bool { return x.Id == id.rule }) {
+		if id.bucket == "" || now != nil && now.Tiered && id.rule == rules.TieringRule || now != nil && slices.ContainsFunc(now.Rules.GetRules(), func(x *metapb.LifecycleRule) bool { return x.Id == id.rule }) {
 			return
 		}
 		delete(b.rules, id)
@@ -235,6 +236,9 @@ func (b *board) did(bk *bucket, a rules.Action, bytes int64) {
 		b.Aborted++
 	case rules.Transition:
 		b.Transitioned++
+		b.MovedBytes += bytes
+	case rules.Retier:
+		b.Retiered++
 		b.MovedBytes += bytes
 	}
 }

@@ -325,9 +325,13 @@ func (s *Scrub) add(fn func(*ScrubStats)) {
 
 // read reads a whole shard, which verifies its checksums.
 func (s *Scrub) read(ctx context.Context, sh shard, id storage.ShardID) (n int64, err error) {
+	read := sh.src.store.ReadAt
+	if m, ok := sh.src.store.(storage.MediumReader); ok {
+		read = m.ReadMedium
+	}
 	for off := 0; off < sh.bytes; off += scrubPiece {
 		p := s.buf[:min(scrubPiece, sh.bytes-off)]
-		if err := sh.src.store.ReadAt(ctx, id, off, p); err != nil {
+		if err := read(ctx, id, off, p); err != nil {
 			return n, err
 		}
 		n += int64(len(p))

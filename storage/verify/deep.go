@@ -28,7 +28,7 @@ func (r *run) deep(ctx context.Context) error {
 		sum := md5.New()
 		var size int64
 		for _, ref := range d.Chunks {
-			size += int64(ref.Length)
+			size += int64(ref.ObjectBytes())
 		}
 		err = r.cfg.Read(ctx, n.owner, d.Chunks, 0, size, func(p []byte) error {
 			_, _ = sum.Write(p)

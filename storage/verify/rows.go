@@ -153,7 +153,7 @@ func (r *run) data(n *named, d *metapb.Data, size uint64, etag string) error {
 			r.problem(r.about(KindRow, n.owner.Bucket, n.owner.Key, n.version, "it names a chunk that cannot be: %s", why))
 			return nil
 		}
-		sum += ref.Length
+		sum += ref.ObjectBytes()
 		n.ref = ref
 		if err := r.scratch.putNamed(n); err != nil {
 			return err
@@ -196,6 +196,8 @@ func refWrong(ref *metapb.ChunkRef) string {
 		return fmt.Sprintf("code %d+%d", ref.K, ref.M)
 	case l.StripeBytes <= 0 || l.Length <= 0 || l.Stripes() > 1<<16:
 		return fmt.Sprintf("%d bytes in stripes of %d", ref.Length, ref.StripeBytes)
+	case !ref.WellCompressed():
+		return fmt.Sprintf("%d bytes stored for %d in frames of %d, compression %s", ref.Length, ref.RawLength, ref.FrameBytes, ref.Compression)
 	}
 	return ""
 }

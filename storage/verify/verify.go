@@ -113,7 +113,7 @@ type Config struct {
 	Parallel   int                           // drives read at once; default 4
 	Progress   func(status.Progress)         // called now and then, never concurrently; nil: not at all
 
-	// Deep also computes ETags and parity again, with Read (chunkio.Plane.Read through a writer).
+	// Deep also computes ETags and parity again, with Read (compress.Plane.Read through a writer).
 	Deep bool
 	Read func(ctx context.Context, owner storage.Owner, refs []*metapb.ChunkRef, off, n int64, write func([]byte) error) error
 

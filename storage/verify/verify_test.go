@@ -15,6 +15,7 @@ import (
 
 	"cairn/cluster"
 	"cairn/cluster/rangestate"
+	"cairn/proto/metapb"
 	"cairn/server/status"
 	"cairn/storage"
 	"cairn/storage/errs"
@@ -64,6 +65,36 @@ func (w *world) shard(it *rangestate.Item, stripe, index int) (*storagetest.Driv
 }
 
 func rot(s *storagetest.Shard) { s.Corrupt = true }
+
+// pack makes x an object of raw bytes whose one chunk stores fewer.
+func pack(x *rangestate.Item, raw uint64) {
+	ref := x.Object.Data.Chunks[0]
+	ref.Compression, ref.RawLength, ref.FrameBytes = metapb.Compression_ZSTD_SEEKABLE, raw, 256<<10
+	x.Object.Size = raw
+}
+
+// TestCompressed: the size of an object is that of its bytes, the frames are those of what is stored for them.
+func TestCompressed(t *testing.T) {
+	w := newWorld()
+	w.fill()
+	pack(w.put("packed", w.coded, 3000, 0), 9000)
+	wantClean(t, w.check(t, true, func(c *Config) { c.Deep = false }))
+	for what, plant := range map[string]func(x *rangestate.Item){
+		"not shorter":     func(x *rangestate.Item) { pack(x, 3000) },
+		"too long":        func(x *rangestate.Item) { pack(x, storage.ChunkBytesMax+1) },
+		"not compressed":  func(x *rangestate.Item) { pack(x, 9000); x.Object.Data.Chunks[0].Compression = 0 },
+		"another size":    func(x *rangestate.Item) { pack(x, 9000); x.Object.Size = 3000 },
+		"another length":  func(x *rangestate.Item) { pack(x, 9000); x.Object.Data.Chunks[0].RawLength++ },
+		"only the length": func(x *rangestate.Item) { x.Object.Data.Chunks[0].RawLength = 9000 },
+	} {
+		w := newWorld()
+		plant(w.put("x", w.coded, 3000, 0))
+		rep := w.check(t, false, func(c *Config) { c.Deep = false })
+		if len(rep.Problems) == 0 || rep.Problems[0].Kind != KindRow {
+			t.Errorf("%s: %v", what, rep.Problems)
+		}
+	}
+}
 
 // TestDefects plants one defect each and wants exactly it reported.
 func TestDefects(t *testing.T) {

@@ -11,19 +11,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Large reads and writes go past the page cache (O_DIRECT). Fresh pages of a cache
+// Large writes go past the page cache (O_DIRECT). Fresh pages of a cache
 // cost more than the copy into a buffer that is used again: on virtual machines,
 // where each new page may be a fault in the hypervisor too, writing 32 MiB took
 // 64 ms of CPU through the cache and 6 past it, copy included. What a drive
-// appends is read again much later if at all; what is read again and
-// again goes into the cache, which serves it from then on.
+// appends is read again much later if at all. Reads go through the cache: most of them
+// repeat, and going past it for the first few of a place nearly doubled the CPU of a 16 MiB GET.
 const (
-	directMin   = 256 << 10 // bytes of a read or write from which on it is done
+	directMin   = 256 << 10 // bytes of a write from which on it is done
 	directAlign = 4096      // of offsets, lengths and memory: enough for every disk in use
-	directPiece = 2 << 20   // bytes read or written at once: a huge page
+	directPiece = 2 << 20   // bytes written at once: a huge page
 	piecesKept  = 16        // buffers that are kept for the next use
-	readsKept   = 1 << 14   // large reads that are remembered
-	readsHot    = 3         // reads past the cache, at most 6, after which a place goes into it
 )
 
 // directFile is the second handle of a file, opened with O_DIRECT when it is first wanted.
@@ -35,11 +33,10 @@ type directFile struct {
 
 // directShared belongs to all files of one FS. Safe for concurrent use.
 type directShared struct {
-	free chan piece               // for the next use
-	seen [readsKept]atomic.Uint64 // large reads: a hash, and in its last three bits how many
+	free chan piece // for the next use
 }
 
-// piece is a buffer for direct reads and writes. One huge page is one place for the disk to go to, where ordinary
+// piece is a buffer for direct writes. One huge page is one place for the disk to go to, where ordinary
 // pages are 512: that took a third of the CPU of small ones.
 type piece struct {
 	b      []byte // directPiece bytes, aligned to them
@@ -47,18 +44,6 @@ type piece struct {
 }
 
 func newDirectShared() *directShared { return &directShared{free: make(chan piece, piecesKept)} }
-
-// hot reports whether a place was read past the cache readsHot times not long ago, and counts this read.
-func (s *directShared) hot(inode uint64, off int64) bool {
-	h := (inode*0x9e3779b97f4a7c15 ^ uint64(off)) * 0xd6e8feb86659fd93
-	at, h := &s.seen[h%readsKept], h&^7
-	n := uint64(0)
-	if old := at.Load(); old&^7 == h {
-		n = old & 7
-	}
-	at.Store(h | min(n+1, 7)) // a count lost in a race is no harm
-	return n >= readsHot
-}
 
 func (d *directFile) close() {
 	d.mu.Lock()
@@ -163,50 +148,6 @@ func (f *osFile) writeDirect(off int64, bufs [][]byte, total int64) (written int
 		written += n
 	}
 	return written, nil
-}
-
-// ReadAt reads large pieces past the page cache, unless they are hot.
-func (f *osFile) ReadAt(p []byte, off int64) (n int, err error) {
-	if len(p) >= directMin {
-		if n = f.readDirect(p, off); n == len(p) {
-			return n, nil
-		}
-	}
-	m, err := f.File.ReadAt(p[n:], off+int64(n)) // the rest, and the error if there is one
-	return n + m, err
-}
-
-// readDirect reads p past the page cache and answers how far it came: not at
-// all if the place is hot, so that it comes into the cache now.
-func (f *osFile) readDirect(p []byte, off int64) (n int) {
-	fd := f.direct.acquire(f)
-	if fd < 0 {
-		return 0
-	}
-	defer f.direct.release()
-	if id, err := f.ID(); err != nil || f.direct.shared.hot(id.Inode, off) {
-		return 0
-	}
-	mem, err := f.direct.shared.get()
-	if err != nil {
-		return 0
-	}
-	defer f.direct.shared.put(mem)
-	piece := mem.b
-	for n < len(p) {
-		at := off + int64(n)
-		lead := int(at % directAlign)
-		want := min(lead+len(p)-n, directPiece)
-		m, err := unix.Pread(fd, piece[:(want+directAlign-1)/directAlign*directAlign], at-int64(lead))
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
-		if err != nil || m <= lead {
-			break // the ordinary way tells what is wrong
-		}
-		n += copy(p[n:], piece[lead:m])
-	}
-	return n
 }
 
 // gather fills p from the beginning of bufs and answers what is left of them.

@@ -829,6 +829,8 @@ func (f *memFile) ID() (FileID, error) {
 	return f.n.id(), nil
 }
 
+func (f *memFile) Forget(off, n int64) {}
+
 func (f *memFile) Allocated() (int64, error) {
 	f.m.mu.RLock()
 	defer f.m.mu.RUnlock()

@@ -37,6 +37,10 @@ func (f *osFile) readExactly() {
 	_ = unix.Fadvise(int(f.fd), 0, 0, unix.FADV_RANDOM) // advice
 }
 
+func (f *osFile) Forget(off, n int64) {
+	_ = unix.Fadvise(int(f.fd), off, n, unix.FADV_DONTNEED) // advice
+}
+
 func (f *osFile) ID() (FileID, error) {
 	var st unix.Stat_t
 	if err := retryInterrupted(func() error { return unix.Fstat(int(f.fd), &st) }); err != nil {

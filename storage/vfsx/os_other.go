@@ -36,6 +36,8 @@ func (osFS) StatID(name string) (FileID, error) {
 	return fileID(fi), nil
 }
 
+func (f *osFile) Forget(off, n int64) {}
+
 func (f *osFile) ID() (FileID, error) {
 	fi, err := f.File.Stat()
 	if err != nil {

@@ -62,6 +62,10 @@ type File interface {
 
 	// Allocated is the bytes that the file occupies on the disk.
 	Allocated() (int64, error)
+
+	// Forget drops n bytes from off on from the system's cache, if there is one, as far as they are synced: the next read
+	// shows what the medium holds.
+	Forget(off, n int64)
 }
 
 // FileID says which file this is, whatever its name.
