@@ -57,7 +57,10 @@ type Config struct {
 	Now       func() time.Time
 	Rand      io.Reader     // of ids; must not fail (crypto/rand.Reader)
 	Timeout   time.Duration // of one operation over all its tries; 0 is 15 s
-	RetryMin  time.Duration // pause before the first repeat, doubled up to 20 times; 0 is 10 ms
+	Day       time.Duration // how long a day is to minimum storage times, if not 24 hours; 0 is that
+	// WroteEvents is called after each command that wrote events, wherever its range is led; it returns at once. nil: nobody waits for them.
+	WroteEvents func()
+	RetryMin    time.Duration // pause before the first repeat, doubled up to 20 times; 0 is 10 ms
 }
 
 // Client is safe for concurrent use.
@@ -189,7 +192,7 @@ func (c *Client) do(ctx context.Context, group func() (cluster.GroupID, error), 
 	if err := c.admit(cmd); err != nil {
 		return nil, err
 	}
-	cmd.Version = 1
+	cmd.Version, cmd.DayMs = 1, c.dayMS()
 	if len(cmd.Id) == 0 {
 		cmd.Id = make([]byte, 16)
 		c.Random(cmd.Id)
@@ -212,11 +215,27 @@ func (c *Client) do(ctx context.Context, group func() (cluster.GroupID, error), 
 			if err := res.UnmarshalVT(out); err != nil {
 				return nil, errs.Wrap(errs.Corrupt, "metadata", "result", err)
 			}
-			c.sawTime(res.TimeMs)
+			c.saw(res)
 			return res.Ranges, resultErr(res)
 		})
 	})
 	return res, err
+}
+
+// dayMS is the length of a day as commands carry it: none where it is the usual one.
+func (c *Client) dayMS() int64 {
+	if c.cfg.Day == 24*time.Hour {
+		return 0
+	}
+	return c.cfg.Day.Milliseconds()
+}
+
+// saw learns from a result.
+func (c *Client) saw(res *metapb.RangeResult) {
+	c.sawTime(res.TimeMs)
+	if res.Events && c.cfg.WroteEvents != nil {
+		c.cfg.WroteEvents()
+	}
 }
 
 func (c *Client) sawTime(ms int64) {

@@ -111,7 +111,7 @@ func TestUnknownDeletes(t *testing.T) {
 			for _, key := range []storage.Key{"a", "z"} {
 				op.Entries = append(op.Entries, &metapb.DeleteEntry{Key: []byte(key)})
 			}
-			if _, err := client.Delete(t.Context(), op); !errs.Is(err, errs.OutcomeUnknown) {
+			if _, err := client.Delete(t.Context(), nil, op); !errs.Is(err, errs.OutcomeUnknown) {
 				t.Errorf("a delete of which one half may have happened: %v", err)
 			}
 		})

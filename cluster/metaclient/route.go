@@ -211,8 +211,9 @@ func (c *Client) EachRange(ctx context.Context, b storage.BucketID, mk func(from
 
 // Delete runs a bulk delete, one command for each range, and answers the results in the order of the entries. All
 // commands have one id, so an entry whose key moved to another range meanwhile is repeated there
-// without being run twice.
-func (c *Client) Delete(ctx context.Context, op *metapb.DeleteObjectsOp) ([]*metapb.RangeResult, error) {
+// without being run twice. A result's Events says that its command wrote some, for whichever of the entries. by is who
+// they say has asked; nil: the store itself.
+func (c *Client) Delete(ctx context.Context, by *metapb.Requester, op *metapb.DeleteObjectsOp) ([]*metapb.RangeResult, error) {
 	results := make([]*metapb.RangeResult, len(op.Entries))
 	left := make([]int, len(op.Entries))
 	for i := range left {
@@ -224,7 +225,7 @@ func (c *Client) Delete(ctx context.Context, op *metapb.DeleteObjectsOp) ([]*met
 		for range hopsMax {
 			known := c.learned.count.Load()
 			var err error
-			if left, err = c.deleteSome(ctx, id, issued, op, left, results); err != nil || len(left) == 0 {
+			if left, err = c.deleteSome(ctx, id, issued, by, op, left, results); err != nil || len(left) == 0 {
 				return err
 			}
 			if known == c.learned.count.Load() {
@@ -240,7 +241,7 @@ func (c *Client) Delete(ctx context.Context, op *metapb.DeleteObjectsOp) ([]*met
 }
 
 // deleteSome sends the entries with these indexes where they are thought to lie, stores the results and answers those to be sent again.
-func (c *Client) deleteSome(ctx context.Context, id []byte, issued int64, op *metapb.DeleteObjectsOp, indexes []int, results []*metapb.RangeResult) (left []int, err error) {
+func (c *Client) deleteSome(ctx context.Context, id []byte, issued int64, by *metapb.Requester, op *metapb.DeleteObjectsOp, indexes []int, results []*metapb.RangeResult) (left []int, err error) {
 	byGroup := map[cluster.GroupID][]int{}
 	for _, i := range indexes {
 		g, err := c.GroupOf(storage.BucketID(op.Bucket), storage.Key(op.Entries[i].Key))
@@ -255,7 +256,7 @@ func (c *Client) deleteSome(ctx context.Context, id []byte, issued int64, op *me
 		for _, i := range mine {
 			cmd.Entries = append(cmd.Entries, op.Entries[i])
 		}
-		res, err := c.propose(ctx, g, &metapb.RangeCommand{Version: 1, Id: id, IssuedMs: issued, Op: &metapb.RangeCommand_DeleteObjects{DeleteObjects: cmd}})
+		res, err := c.propose(ctx, g, &metapb.RangeCommand{Version: 1, Id: id, IssuedMs: issued, DayMs: c.dayMS(), Requester: by, Op: &metapb.RangeCommand_DeleteObjects{DeleteObjects: cmd}})
 		if err == nil && !res.Ok && errs.Kind(res.Kind) != errs.WrongRange {
 			err = resultErr(res)
 		}
@@ -273,6 +274,60 @@ func (c *Client) deleteSome(ctx context.Context, id []byte, issued int64, op *me
 		for n, i := range mine {
 			if results[i] = res.Entries[n]; errs.Kind(results[i].Kind) == errs.WrongRange {
 				left = append(left, i)
+			} else {
+				results[i].Events = results[i].Events || res.Events
+			}
+		}
+	}
+	return left, failed
+}
+
+// Touch says when versions were read, with one command for each range. It may be repeated.
+func (c *Client) Touch(ctx context.Context, entries []*metapb.TouchEntry) error {
+	return c.retry(ctx, func(ctx context.Context) error {
+		for range hopsMax {
+			known := c.learned.count.Load()
+			var err error
+			if entries, err = c.touchSome(ctx, entries); err != nil || len(entries) == 0 {
+				return err
+			}
+			if known == c.learned.count.Load() {
+				return errs.New(errs.WrongRange, "touch", "", "")
+			}
+		}
+		return errs.New(errs.Unavailable, "route", "", "sent on from range to range without end")
+	})
+}
+
+// touchSome sends the entries where they are thought to lie and answers those to be sent again.
+func (c *Client) touchSome(ctx context.Context, entries []*metapb.TouchEntry) (left []*metapb.TouchEntry, failed error) {
+	byGroup := map[cluster.GroupID][]*metapb.TouchEntry{}
+	for _, e := range entries {
+		g, err := c.GroupOf(storage.BucketID(e.Bucket), storage.Key(e.Key))
+		if err != nil {
+			return entries, err
+		}
+		byGroup[g] = append(byGroup[g], e)
+	}
+	for g, mine := range byGroup {
+		id := make([]byte, 16)
+		c.Random(id)
+		res, err := c.propose(ctx, g, &metapb.RangeCommand{Version: 1, Id: id, IssuedMs: c.NowMS(), Op: &metapb.RangeCommand_Touch{Touch: &metapb.TouchOp{Entries: mine}}})
+		if err == nil && !res.Ok {
+			err = resultErr(res)
+		}
+		if err == nil && len(res.Entries) != len(mine) {
+			err = errs.Newf(errs.Corrupt, "metadata", "result", "%d results for %d entries", len(res.Entries), len(mine))
+		}
+		if err != nil {
+			failed = err
+			left = append(left, mine...)
+			continue
+		}
+		c.learn(res.Ranges)
+		for i, e := range mine {
+			if errs.Kind(res.Entries[i].Kind) == errs.WrongRange {
+				left = append(left, e)
 			}
 		}
 	}
@@ -293,6 +348,6 @@ func (c *Client) propose(ctx context.Context, g cluster.GroupID, cmd *metapb.Ran
 	if err := res.UnmarshalVT(out); err != nil {
 		return nil, errs.Wrap(errs.Corrupt, "metadata", "result", err)
 	}
-	c.sawTime(res.TimeMs)
+	c.saw(res)
 	return res, nil
 }

@@ -499,6 +499,11 @@ func TestSystemElsewhere(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
+		for _, name := range []string{"queue", "mail"} {
+			if _, err := gateway.meta.Sys(t.Context(), &metapb.SysCommand{Op: &metapb.SysCommand_PutTarget{PutTarget: &metapb.PutTargetOp{Target: &metapb.SysTarget{Name: name, Kind: "log"}}}}); err != nil {
+				t.Fatal(err)
+			}
+		}
 		for _, a := range []*node{gateway, c.leaderOf(cluster.SystemGroup)} {
 			err := a.meta.System(t.Context(), func(r sysstate.Reader) error {
 				st, err := r.Store()
@@ -527,6 +532,15 @@ func TestSystemElsewhere(t *testing.T) {
 				if n, err := r.CountBuckets(); err != nil || n != 3 {
 					t.Errorf("%s: %d buckets, %v", a.id, n, err)
 				}
+				if all, err := r.Targets(); err != nil || len(all) != 2 || all[0].Name != "mail" || all[1].Name != "queue" {
+					t.Errorf("%s: targets %v, %v", a.id, all, err)
+				}
+				if g, err := r.Target("queue"); err != nil || g.Name != "queue" || g.Kind != "log" || g.Generation != 1 {
+					t.Errorf("%s: target %v, %v", a.id, g, err)
+				}
+				if _, err := r.Target("none"); !errs.Is(err, errs.NotFound) {
+					t.Errorf("%s: no target: %v", a.id, err)
+				}
 				if starts, err := r.DriveStarts(driveID(1)); err != nil || starts != 1 {
 					t.Errorf("%s: %d starts, %v", a.id, starts, err)
 				}
@@ -538,6 +552,40 @@ func TestSystemElsewhere(t *testing.T) {
 			if err != nil {
 				t.Error(err)
 			}
+		}
+	})
+}
+
+// Targets that do not fit into one answer come in several.
+func TestManyTargetsElsewhere(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		c := newNodesWith(t, 4, 3, ServerConfig{AnswerBytesMax: 5000})
+		defer c.close()
+		gateway := c.all[3]
+		var want []string
+		for i := range 12 {
+			g := &metapb.SysTarget{Name: fmt.Sprintf("t%02d", i), Kind: "log", Settings: []*metapb.KV{{Name: "s", Value: strings.Repeat("x", 1000)}}}
+			if _, err := gateway.meta.Sys(t.Context(), &metapb.SysCommand{Op: &metapb.SysCommand_PutTarget{PutTarget: &metapb.PutTargetOp{Target: g}}}); err != nil {
+				t.Fatal(err)
+			}
+			want = append(want, g.Name)
+		}
+		var got []string
+		calls := c.counted(func() {
+			err := gateway.meta.System(t.Context(), func(r sysstate.Reader) error {
+				got = nil
+				all, err := r.Targets()
+				for _, g := range all {
+					got = append(got, g.Name)
+				}
+				return err
+			})
+			if err != nil {
+				t.Error(err)
+			}
+		})
+		if !slices.Equal(got, want) || calls["SysQuery"] != 3 {
+			t.Errorf("%v by %v", got, calls)
 		}
 	})
 }

@@ -98,10 +98,30 @@ func (v asked) answer(req *nodepb.QueryRequest) (*nodepb.QueryAnswer, error) {
 	case *nodepb.QueryRequest_VersionBySeq:
 		row, err := v.VersionBySeq(storage.BucketID(q.VersionBySeq.GetBucket()), storage.Key(q.VersionBySeq.GetKey()), storage.Seq(q.VersionBySeq.GetSeq()))
 		return &nodepb.QueryAnswer{Object: row}, err
+	case *nodepb.QueryRequest_Survey:
+		return v.fit(max(q.Survey.GetLimit(), 1), func(limit int) (*nodepb.QueryAnswer, error) { return v.answerSurvey(q.Survey, limit) })
+	case *nodepb.QueryRequest_CountersPage:
+		counters, err := v.CountersOf(storage.BucketID(q.CountersPage.GetFirst()), storage.BucketID(q.CountersPage.GetLast()))
+		return &nodepb.QueryAnswer{Counters: countersToPB(counters)}, err
 	case *nodepb.QueryRequest_Check:
 		return &nodepb.QueryAnswer{}, v.Check(cluster.Pos{Bucket: storage.BucketID(q.Check.GetBucket()), Key: storage.Key(q.Check.GetKey())})
 	}
 	return v.answerBackground(req)
+}
+
+func (v asked) answerSurvey(q *nodepb.SurveyQuery, limit int) (*nodepb.QueryAnswer, error) {
+	page, err := v.Survey(&rangestate.SurveyQuery{
+		Bucket: storage.BucketID(q.GetBucket()), Prefix: string(q.GetPrefix()), Current: q.GetCurrent(), Uploads: q.GetUploads(),
+		After: surveyPosFromPB(q.GetAfter()), Limit: limit,
+	})
+	ans := &nodepb.QueryAnswer{Range: boundsToPB(page.Bounds), SurveyNext: surveyPosToPB(page.Next)}
+	for i := range page.Rows {
+		r := &page.Rows[i]
+		ans.Survey = append(ans.Survey, &nodepb.SurveyRow{
+			Key: r.Key, Object: r.Object, Upload: r.Upload, Inline: r.Inline, Newest: r.Newest, Only: r.Only, NewerNoncurrent: uint32(r.NewerNoncurrent),
+		})
+	}
+	return ans, err
 }
 
 // answerBackground answers what background work asks.
@@ -149,7 +169,7 @@ func (v asked) answerBackground(req *nodepb.QueryRequest) (*nodepb.QueryAnswer, 
 		ref, err := v.FindChunk(owner, chunk)
 		return &nodepb.QueryAnswer{Chunk: ref, Found: ref != nil}, err
 	}
-	return nil, unknown("question")
+	return v.answerEvents(req)
 }
 
 // fit asks for fewer rows until the answer is not too long. What is left out shows as More.
@@ -230,7 +250,7 @@ func (s *Server) SysQuery(ctx context.Context, req *nodepb.SysQueryRequest) (ans
 	}
 	defer done()
 	err = s.cfg.Host.Read(ctx, cluster.SystemGroup, func(r pebble.Reader) error {
-		ans, err = answerSys(sysstate.NewView(r), req)
+		ans, err = answerSys(sysstate.NewView(r), req, s.cfg.AnswerBytesMax)
 		return err
 	})
 	if err != nil {
@@ -239,7 +259,7 @@ func (s *Server) SysQuery(ctx context.Context, req *nodepb.SysQueryRequest) (ans
 	return ans, nil
 }
 
-func answerSys(v sysstate.View, req *nodepb.SysQueryRequest) (ans *nodepb.SysQueryAnswer, err error) {
+func answerSys(v sysstate.View, req *nodepb.SysQueryRequest, bytesMax int) (ans *nodepb.SysQueryAnswer, err error) {
 	ans = &nodepb.SysQueryAnswer{}
 	switch q := req.Of.(type) {
 	case *nodepb.SysQueryRequest_Store:
@@ -266,6 +286,11 @@ func answerSys(v sysstate.View, req *nodepb.SysQueryRequest) (ans *nodepb.SysQue
 		ans.Buckets, err = v.PendingBuckets(storage.BucketID(q.PendingBuckets.GetAfterId()), int(min(q.PendingBuckets.GetLimit(), answerRowsMax)))
 	case *nodepb.SysQueryRequest_CountBuckets:
 		ans.Value, err = v.CountBuckets()
+	case *nodepb.SysQueryRequest_Targets:
+		ans.Targets, ans.More, err = v.TargetsPage(q.Targets.GetAfter(), int(min(q.Targets.GetLimit(), answerRowsMax)), bytesMax)
+	case *nodepb.SysQueryRequest_Target:
+		row, terr := v.Target(q.Target)
+		ans.Targets, err = []*metapb.SysTarget{row}, terr
 	default:
 		err = unknown("question")
 	}

@@ -328,6 +328,49 @@ func (v *rangeReader) Counters() ([]rangestate.Counter, error) {
 	return out, nil
 }
 
+func (v *rangeReader) CountersOf(first, last storage.BucketID) ([]rangestate.Counter, error) {
+	q := &nodepb.CountersQuery{First: uint64(first), Last: uint64(last)}
+	ans, err := v.ask(heavyFactor, &nodepb.QueryRequest{Of: &nodepb.QueryRequest_CountersPage{CountersPage: q}})
+	if err != nil {
+		return nil, err
+	}
+	var out []rangestate.Counter
+	for _, pb := range ans.Counters {
+		out = append(out, counterFromPB(pb))
+	}
+	return out, nil
+}
+
+func (v *rangeReader) Survey(q *rangestate.SurveyQuery) (rangestate.SurveyPage, error) {
+	ans, err := v.ask(heavyFactor, &nodepb.QueryRequest{Of: &nodepb.QueryRequest_Survey{Survey: &nodepb.SurveyQuery{
+		Bucket: uint64(q.Bucket), Prefix: []byte(q.Prefix), Current: q.Current, Uploads: q.Uploads, After: surveyPosToPB(q.After), Limit: limitOf(q.Limit),
+	}}})
+	if err != nil {
+		return rangestate.SurveyPage{}, err
+	}
+	page := rangestate.SurveyPage{Next: surveyPosFromPB(ans.SurveyNext), Bounds: boundsFromPB(ans.Range)}
+	for _, pb := range ans.Survey {
+		page.Rows = append(page.Rows, rangestate.LifecycleRow{
+			Key: pb.Key, Object: pb.Object, Upload: pb.Upload, Inline: pb.Inline, Newest: pb.Newest, Only: pb.Only, NewerNoncurrent: int(pb.NewerNoncurrent),
+		})
+	}
+	return page, nil
+}
+
+func surveyPosToPB(p *rangestate.LifecyclePos) *nodepb.SurveyPos {
+	if p == nil {
+		return nil
+	}
+	return &nodepb.SurveyPos{Key: []byte(p.Key), Seq: uint64(p.Seq), Upload: p.Upload}
+}
+
+func surveyPosFromPB(p *nodepb.SurveyPos) *rangestate.LifecyclePos {
+	if p == nil {
+		return nil
+	}
+	return &rangestate.LifecyclePos{Key: storage.Key(p.Key), Seq: storage.Seq(p.Seq), Upload: p.Upload}
+}
+
 func (v *rangeReader) Walk(fn func(*rangestate.Item) error) error {
 	var ferr error
 	begun, err := v.all(&nodepb.QueryRequest{Of: &nodepb.QueryRequest_Walk{Walk: &nodepb.InfoQuery{}}}, func(ans *nodepb.QueryAnswer) error {

@@ -123,6 +123,18 @@ func (f *filling) calls() map[string]func(r rangestate.Reader) (any, error) {
 		"doomed":       func(r rangestate.Reader) (any, error) { return r.Doomed(nil, 10) },
 		"repairs":      func(r rangestate.Reader) (any, error) { return r.Repairs(nil, 10) },
 		"counters":     func(r rangestate.Reader) (any, error) { return r.Counters() },
+		"counters of":  func(r rangestate.Reader) (any, error) { return r.CountersOf(1, 3) },
+		"no counters":  func(r rangestate.Reader) (any, error) { return r.CountersOf(2, 3) },
+		"survey": func(r rangestate.Reader) (any, error) {
+			return r.Survey(&rangestate.SurveyQuery{Bucket: 1, Uploads: true, Limit: 1000})
+		},
+		"survey on": func(r rangestate.Reader) (any, error) {
+			return r.Survey(&rangestate.SurveyQuery{Bucket: 1, Prefix: "dir", After: &rangestate.LifecyclePos{Key: "dir1/key04", Seq: f.versions[9].Seq}, Limit: 5})
+		},
+		"survey current": func(r rangestate.Reader) (any, error) {
+			return r.Survey(&rangestate.SurveyQuery{Bucket: 1, Current: true, Limit: 1000})
+		},
+		"survey nothing": func(r rangestate.Reader) (any, error) { return r.Survey(&rangestate.SurveyQuery{Bucket: 9, Limit: 10}) },
 		"find": func(r rangestate.Reader) (any, error) {
 			return r.FindChunk(storage.Owner{Bucket: 1, Key: "big"}, f.chunk)
 		},

@@ -63,8 +63,7 @@ func (s *Server) readAll(ctx context.Context, req *nodepb.QueryRequest, p *pager
 			if err != nil {
 				return err
 			}
-			for _, c := range counters {
-				item := &nodepb.CounterItem{Bucket: uint64(c.Bucket), StorageClass: string(c.Class), Row: c.Row}
+			for _, item := range countersToPB(counters) {
 				p.page.Counters = append(p.page.Counters, item)
 				if err := p.added(item.SizeVT()); err != nil {
 					return err
@@ -132,6 +131,14 @@ func itemFromPB(pb *nodepb.WalkItem) *rangestate.Item {
 		Kind: byte(pb.Kind), Bucket: storage.BucketID(pb.Bucket), Key: storage.Key(pb.Key), Seq: storage.Seq(pb.Seq), Number: pb.Number, Err: errorFromPB(pb.Err),
 		Object: pb.Object, Upload: pb.Upload, Part: pb.Part, Manifest: pb.Manifest, Garbage: pb.Garbage, Doomed: pb.Doomed, Repair: pb.Repair,
 	}
+}
+
+func countersToPB(counters []rangestate.Counter) []*nodepb.CounterItem {
+	out := make([]*nodepb.CounterItem, len(counters))
+	for i, c := range counters {
+		out[i] = &nodepb.CounterItem{Bucket: uint64(c.Bucket), StorageClass: string(c.Class), Row: c.Row}
+	}
+	return out
 }
 
 func counterFromPB(pb *nodepb.CounterItem) rangestate.Counter {

@@ -100,3 +100,38 @@ func (v *sysReader) CountBuckets() (int64, error) {
 	}
 	return ans.Value, nil
 }
+
+// Targets asks page by page, as the leader's answers have a bound: a target that comes or goes meanwhile may be missing or not. Every
+// one that was there before the call and stays is in the answer.
+func (v *sysReader) Targets() (all []*metapb.SysTarget, err error) {
+	after := ""
+	for {
+		ans, err := v.ask(&nodepb.SysQueryRequest{Of: &nodepb.SysQueryRequest_Targets{Targets: &nodepb.SysListQuery{After: after, Limit: answerRowsMax}}})
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, ans.Targets...)
+		if !ans.More {
+			return all, nil
+		}
+		next := ""
+		if n := len(ans.Targets); n > 0 {
+			next = ans.Targets[n-1].Name
+		}
+		if next <= after {
+			return nil, errs.New(errs.Corrupt, "metarpc.targets", "", "the leader's answer does not fit the question")
+		}
+		after = next
+	}
+}
+
+func (v *sysReader) Target(name string) (*metapb.SysTarget, error) {
+	ans, err := v.ask(&nodepb.SysQueryRequest{Of: &nodepb.SysQueryRequest_Target{Target: name}})
+	if err != nil {
+		return nil, err
+	}
+	if len(ans.Targets) != 1 {
+		return nil, errs.New(errs.Corrupt, "metarpc.target", name, "the leader's answer does not fit the question")
+	}
+	return ans.Targets[0], nil
+}

@@ -11,7 +11,7 @@ import (
 // Plan is how the chunks of a class are laid out on the drives at hand.
 type Plan struct {
 	Class      storage.StorageClass
-	Small      bool // for chunks below storage.ReplicateBelow: copies
+	Small      bool // for chunks below CopiedBelow: copies
 	Scheme     storage.Scheme
 	PerZoneMax int    // most shards of a chunk in one zone
 	InZone     bool   // all shards of a chunk in one zone
@@ -26,7 +26,7 @@ type Plan struct {
 
 // PlanFor plans a class for the drives at hand; removed ones are ignored, ones
 // that are down count: a plan outlives an outage. small asks for the copies of
-// chunks below storage.ReplicateBelow. Errors: InvalidStorageClass; Unavailable without drives.
+// chunks below CopiedBelow. Errors: InvalidStorageClass; Unavailable without drives.
 func PlanFor(class storage.StorageClass, drives []cluster.Drive, small bool) (Plan, error) {
 	target, ok := TargetOf(class)
 	if !ok {

@@ -65,6 +65,15 @@ func TargetOf(class storage.StorageClass) (t Target, ok bool) {
 	return Target{}, false
 }
 
+// CopiedBelow is the length below which a chunk of a class is copied instead of coded. A copy is read from one drive, which
+// counts for little in an archive.
+func CopiedBelow(class storage.StorageClass) int64 {
+	if t, _ := TargetOf(class); t.Cold {
+		return storage.CopyArchivesBelow
+	}
+	return storage.ReplicateBelow
+}
+
 // SameTarget is the class whose placement groups a class shares: the one with the same target.
 func SameTarget(class storage.StorageClass) storage.StorageClass {
 	switch class {

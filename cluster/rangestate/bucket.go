@@ -31,7 +31,7 @@ func (m *Machine) bucketCommand(cmd *metapb.RangeCommand, bucket, generation uin
 }
 
 func (m *Machine) storeBucket(start []byte, row *metapb.BucketRow) error {
-	m.buckets[row.Id] = row
+	m.buckets[row.Id] = &keptBucket{row: row}
 	m.configChanged()
 	m.key = appendRaw(m.key[:0], kindBucket, row.Id, start)
 	return m.put(m.key, row)
@@ -135,6 +135,12 @@ func (m *Machine) dropBucket(cmd *metapb.RangeCommand, op *metapb.DropBucketOp) 
 			return refuse(errs.Conflict, "the bucket is not fenced"), nil
 		case row.GetGeneration() > op.Generation:
 			return refuse(errs.Conflict, "the bucket was fenced by a later deletion"), nil
+		}
+		if err := m.keepDeleted(op.Bucket); err != nil {
+			return nil, err
+		}
+		if err := m.keepTold(op.Bucket); err != nil {
+			return nil, err
 		}
 		return &metapb.RangeResult{Ok: true}, m.storeBucket(start, &metapb.BucketRow{Format: 1, Id: op.Bucket, Generation: op.Generation, Dropped: true})
 	})

@@ -21,7 +21,17 @@ type bulk struct {
 // bulk runs the entries of a command in order. Those of one key share an outcome row, which holds their results in
 // order, or what they were refused for together. When every entry was refused for the
 // same reason that is not its own (bucket, bounds, time), the whole result carries it too.
-func (m *Machine) bulk(cmd *metapb.RangeCommand, bk *bulk) (*metapb.RangeResult, error) {
+func (m *Machine) bulk(cmd *metapb.RangeCommand, bk *bulk) (res *metapb.RangeResult, err error) {
+	if len(bk.results) >= seekMin {
+		defer func() {
+			if eerr := m.seekers.end(); err == nil {
+				err = eerr
+			}
+		}()
+		if err := m.seek(bk.bucket); err != nil {
+			return nil, err
+		}
+	}
 	for i, same := range groupEntries(len(bk.results), bk.key) {
 		if same == nil {
 			continue // went with an earlier entry of its key
@@ -30,7 +40,8 @@ func (m *Machine) bulk(cmd *metapb.RangeCommand, bk *bulk) (*metapb.RangeResult,
 			return nil, err
 		}
 	}
-	res := &metapb.RangeResult{Ok: true, Entries: bk.results}
+	res = &metapb.RangeResult{Ok: true, Entries: bk.results}
+	res.Events = slices.ContainsFunc(bk.results, func(r *metapb.RangeResult) bool { return r.Events })
 	if i := slices.IndexFunc(bk.results, func(r *metapb.RangeResult) bool { return errs.Kind(r.Kind) == errs.WrongRange }); i >= 0 {
 		// Of one of them; the others are sent on one after the other.
 		wrong, err := m.wrongRangeResult(bk.bucket, bk.key(i))
@@ -96,7 +107,10 @@ func (m *Machine) bulkKey(cmd *metapb.RangeCommand, bk *bulk, key []byte, same [
 		return m.bulkAnswered(bk, out, same)
 	}
 	kept := &metapb.RangeResult{Ok: true}
-	for _, i := range same {
+	for n, i := range same {
+		if n == 1 { // what the first one wrote does not show there
+			m.seekers.pass(bk.bucket, key)
+		}
 		res, err := bk.run(i)
 		if err != nil {
 			return err

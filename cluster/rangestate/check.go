@@ -52,12 +52,14 @@ func checkData(d *metapb.Data, size uint64) string {
 			return "malformed scheme of a chunk"
 		case c.Length == 0 || c.Length > storage.ObjectBytesMax:
 			return "malformed length of a chunk"
+		case !c.WellCompressed():
+			return "malformed compression of a chunk"
 		case bits.Len64(c.Missing) > int(c.K+c.M):
 			return "a chunk lacks shards it does not have"
 		case findChunk(d.Chunks[:i], c.Id) >= 0:
 			return "a chunk is named twice"
 		}
-		sum += c.Length
+		sum += c.ObjectBytes()
 	}
 	if sum != size {
 		return "the data has another length than the row"

@@ -20,6 +20,7 @@
 //	                         The rows of deleted buckets stay (see Buckets).
 //	'c' B rawkey             ObjectRow, the current version: a plain listing reads nothing else.
 //	'd' B E seq(8)           DoomedRow: parts of an upload to expand into garbage.
+//	'e' B E seq(8)           EventTimerRow, of a version whose restore has something to tell yet.
 //	'k' B E upload(8)        CompletedUploadRow: answers a repeated CompleteMultipartUpload.
 //	'm' B E upload(8) pg(4)  ManifestRow: page pg (from 0) of a multipart object, 1000 parts each.
 //	'n' B E                  8 bytes: sequence of the null version while that lies in 'v'.
@@ -28,17 +29,21 @@
 //	'r' B E seq(8)           RepairRow.
 //	'u' B E seq(8)           UploadRow, an upload in progress.
 //	'v' B E ^seq(8)          ObjectRow, a noncurrent version or a delete marker; newest first.
-//	'e'                      reserved for undelivered events.
 //
 // Rows of the group stay with it in a split. G is the group id of 8 bytes.
 //
 //	'G' G 'b' B rawkey       ChildRow: the child that a split at this place made.
 //	'G' G 'c' B class        CounterRow; class is S3's name of the storage class.
 //	'G' G 'd'                RangeDescriptor.
+//	'G' G 'e' seq(8)         EventRow: the outbox.
 //	'G' G 'g' seq(8) n(4)    GarbageRow.
 //	'G' G 'h'                CheckRow: the hash of the bounds at the last CheckBounds.
+//	'G' G 'l'                EventLogRow: the outbox as a whole. None before the first event.
+//	'G' G 'p' target         EventTargetRow: how far the range has come with a target.
+//	'G' G 'q' B target       EventCounterRow.
 //	'G' G 's'                the raw key at which the next Sweep goes on.
 //	'G' G 't'                GroupClock.
+//	'G' G 'x' target 0 seq(8) DeadEventRow: a dead letter, under the sequence of its event.
 //
 // # Versions of a key
 //
@@ -57,14 +62,55 @@
 // The restore of a version of an archive class is a state of its row, too: times between which readers may read it ([Readable]).
 // No bytes move, and nothing happens when the times come. What is asked for while a restore lasts is judged by range time.
 //
+// INTELLIGENT_TIERING is a class whose versions lie in tiers. Touch raises the last access of versions, RewriteData changes a tier as a transition
+// changes a class, if the version was not read since that was decided. A restore from a tier that is an archive has no end: from when it is
+// ready the version counts as FREQUENT ([TierOf]), and the change of the tier to that ends it.
+//
 // # Lifecycle
 //
 // What a bucket's lifecycle rules ask for is decided outside, by a look at the state ([View.Lifecycle]), and carried out by
 // Expire and RewriteData under the condition that it still holds. Each names the generation of the bucket that
 // it was decided by: the rules themselves are no business of the ranges, but a change of them raises the generation, and from
 // then on the range refuses what older ones decided, with Conflict. An entry of an Expire names a version, delete marker or
-// upload by sequence and nonce and says what it is taken for; if it is not there, or is not that any more (current,
-// noncurrent, the only one), it is a Conflict too, and nothing changes. A lock keeps what it protects: nothing bypasses it here.
+// upload by sequence and nonce and says what it is taken for; if it is not there, is not that any more (current,
+// noncurrent, the only one), or has other tags than it was decided by, it is a Conflict too, and nothing changes. A lock keeps what it protects: nothing bypasses it here.
+//
+// # Events
+//
+// A command that changes an object writes, in the same batch, the event that tells of it, if the notification configuration in the bucket's
+// row wants it: a row of the outbox, under a sequence of its own, which is its sequencer. A child goes on with its parent's sequence, so
+// the sequencers of a key rise over splits, too. What a repeat finds done, or what is refused, tells nothing. Events are of
+//
+//   - PutObject and CompleteUpload, and of each entry of a DeleteObjects or Expire that removed something or left a delete marker;
+//   - a RewriteData that changes the storage class, or moves a version of INTELLIGENT_TIERING to another archive tier;
+//   - an UpdateVersion that replaces or deletes tags, or begins a restore. That a restore is ready, or over, comes with time: a timer
+//     row beside the version says when, and FireTimers, which the range's leader proposes, tells it. Only a restore that was asked for (or made
+//     longer or faster) under a notification configuration has a timer. It goes with its version, after what was due.
+//
+// An event is for the target that the rule names, and for [DefaultBus] where the bucket has an EventBridge configuration; if that rule names
+// the same target, for that once. A rule whose ARN names no target wants nothing. Each target has a cursor: every event for it up to there is
+// delivered, dead or given up, and all behind it wait, in order of their sequences. AckEvents moves the cursor of one target on and names the place
+// that it was read at, so that acks of two leaders cannot pass each other. Who has taken the last ack for lost delivers again: at least once, in order for
+// each key. What a target refused for good becomes a dead letter beside its queue, of which the newest [DeadMax] are kept.
+// TrimEvents forgets events up to a place (EventLogRow.trimmed) but for those that a target waits for: such a one goes with the AckEvents of the last target
+// that waited for it. So a target that is away costs what waits for it and nothing else. How long others are kept is not decided here.
+//
+// A target that is held gets no more: a command that would make an event for it is refused with Busy before it changes anything, as
+// definitely as for any other reason. Timers are not, since time does not wait, nor is a RewriteData: what moves data is no client that could wait, and
+// a target must not stop it for other buckets. An entry of an Expire is; it stays due.
+//
+// A split moves no events. The child knows where its parent's sequence was (EventLogRow.wait_seq), and its leader delivers nothing to a target before the
+// parent has delivered what it had up to there. EventsReady ends that. If the parent never had an event, and waits for none of its own
+// parent's, there is nothing to wait for. Counters stay with the events, timers go with their keys.
+//
+// Events outlive their bucket. What was counted of a dropped bucket's goes to bucket 0 once none of them waits.
+//
+// # Accounting
+//
+// Counters change in the batch of what they count. Of what there is they say how much it is; of what is over they keep what it owed:
+// a version that is removed, overwritten or moved before its storage class's minimum is over leaves its bytes times the rest of the
+// time, and a restore that is begun its bytes. How long a day is comes with the command. What a dropped bucket owed goes
+// to bucket 0, so that no rows of it stay.
 //
 // # Buckets
 //
@@ -113,20 +159,22 @@
 // An outcome of a bucket command lies under the key of the bucket's row. A bulk delete or an
 // Expire has one outcome for each key it names, so that a split keeps them with the keys.
 //
-// DropGarbage, DropRepair, ExpandDoomed, Sweep and Tick need no outcomes: the first
+// DropGarbage, DropRepair, ExpandDoomed, Sweep, Touch and Tick need no outcomes: the first
 // two name rows by sequence numbers that are never given out twice, the next two go on
-// from progress that is itself state, and the last does nothing.
+// from progress that is itself state, a Touch only raises a time, and the last does nothing.
+// Nor do those on the outbox: an AckEvents names the cursor that it moves, what FireTimers told is not due any more, and the others
+// say how things should be.
 //
 // # Time and sequence
 //
 // Range time is max(previous, the entry's stamp). The clock also counts the changes
 // of the descriptor and of bucket rows, so that [Views] need not read those every time.
-// The sequence rises by one for every version, upload, garbage row, doomed row and
-// repair row made.
+// The sequence rises by one for every version, upload, garbage row, doomed row,
+// repair row and event made.
 //
 // # Splits
 //
-// A split narrows the parent's descriptor, writes the child's descriptor and clock and a ChildRow, and copies the row
+// A split narrows the parent's descriptor, writes the child's descriptor and clock, what its events wait for, and a ChildRow, and copies the row
 // of the bucket that it cuts. Nothing else is touched: the rows in the child's bounds are the child's from then on.
 // The machine tells its host of the birth ([Machine.Born]), which makes the child's replica in the same batch, or
 // deletes the child's rows if none is to live there. Starts of ranges never change and ends only move down, so

@@ -1,7 +1,11 @@
 package rangestate
 
 import (
+	"hash/fnv"
+	"io"
+
 	"cairn/proto/metapb"
+	"cairn/s3api/notification"
 	"cairn/storage"
 	"cairn/storage/errs"
 )
@@ -104,7 +108,8 @@ func (m *Machine) expireCurrent(b *metapb.BucketRow, bucket uint64, e *metapb.Ex
 	if gone := h.replaced(b); gone != nil && m.locked(gone, false) {
 		return refuse(errs.ObjectLocked, ""), nil
 	}
-	return m.deleteNewest(b, bucket, e.Key, h, e.MarkerNonce, e.MarkerOwner)
+	told := removal{notification.LifecycleExpirationDelete, notification.LifecycleExpirationDeleteMarkerCreated}
+	return m.deleteNewest(b, bucket, e.Key, h, e.MarkerNonce, e.MarkerOwner, told)
 }
 
 // expireOther removes a noncurrent version, delete markers too, or the delete marker that is all there is of a key.
@@ -130,23 +135,44 @@ func (m *Machine) expireOther(b *metapb.BucketRow, bucket uint64, e *metapb.Expi
 	if m.locked(row, false) {
 		return refuse(errs.ObjectLocked, ""), nil
 	}
+	told, refused, err := m.ask(b, notification.LifecycleExpirationDelete, bucket, e.Key)
+	if refused != nil || err != nil {
+		return refused, err
+	}
 	if err := m.remove(bucket, e.Key, row, false); err != nil {
 		return nil, err
 	}
 	res := &metapb.RangeResult{DeleteMarker: row.DeleteMarker}
 	nameVersion(res, b, row)
-	return res, nil
+	return res, m.tell(&told, bucket, e.Key, nil, res)
 }
 
 // names reports whether the entry names the row, by the row's own sequence and nonce: the null version has no other name
-// that would tell it from the one that took its place.
+// that would tell it from the one that took its place. Tags that were decided by must be there still; those that came
+// where there were none cannot make a rule match less.
 func names(e *metapb.ExpireEntry, row *metapb.ObjectRow) bool {
-	return row.Seq == e.VersionSeq && row.Nonce == e.VersionNonce
+	return row.Seq == e.VersionSeq && row.Nonce == e.VersionNonce && (e.TagsHash == 0 || e.TagsHash == TagsHash(row.GetAttributes().GetTags()))
+}
+
+// TagsHash tells tags from others for an ExpireEntry; 0: there are none.
+func TagsHash(tags []*metapb.KV) uint64 {
+	if len(tags) == 0 {
+		return 0
+	}
+	h := fnv.New64a()
+	for _, t := range tags {
+		for _, s := range [...]string{t.GetName(), t.GetValue()} {
+			_, _ = io.WriteString(h, s)
+			_, _ = h.Write([]byte{0})
+		}
+	}
+	return max(h.Sum64(), 1)
 }
 
 // reclass makes class the storage class of a version: of its row, which the caller stores, and in the counters.
 func (m *Machine) reclass(bucket uint64, row *metapb.ObjectRow, isCurrent bool, class string) error {
-	from, err := m.count(bucket, row.GetAttributes().GetStorageClass())
+	was := row.GetAttributes().GetStorageClass()
+	from, err := m.count(bucket, was)
 	if err != nil {
 		return err
 	}
@@ -163,6 +189,10 @@ func (m *Machine) reclass(bucket uint64, row *metapb.ObjectRow, isCurrent bool, 
 	}
 	from.Bytes -= int64(row.Size)
 	to.Bytes += int64(row.Size)
+	if className(class) != className(row.GetAttributes().GetStorageClass()) {
+		m.early(from, row)
+		row.ClassSinceMs = m.since()
+	}
 	if class == string(storage.Standard) {
 		class = ""
 	}
@@ -170,5 +200,10 @@ func (m *Machine) reclass(bucket uint64, row *metapb.ObjectRow, isCurrent bool, 
 		row.Attributes = &metapb.Attributes{}
 	}
 	row.Attributes.StorageClass = class
+	if row.Tiering = nil; class == string(storage.IntelligentTiering) {
+		accessed(row, m.now())
+	} else if was == string(storage.IntelligentTiering) {
+		row.Restore = nil // it has no end that would count in another class
+	}
 	return nil
 }

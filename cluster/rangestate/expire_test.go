@@ -67,18 +67,28 @@ func (s *store) stale(what string, kind metapb.ExpireEntry_What, key string, nam
 	})
 }
 
+// counter is what the range counts of a class besides what only rises: see counted.
 func (s *store) counter(class string) *metapb.CounterRow {
+	s.t.Helper()
+	c := s.counted(0, class)
+	c.EarlyHi, c.EarlyLo, c.RestoredBytes = 0, 0, 0
+	return c
+}
+
+// counted is what the range counts of a class, of all buckets or just one.
+func (s *store) counted(bucket storage.BucketID, class string) *metapb.CounterRow {
 	s.t.Helper()
 	all, err := s.view().Counters()
 	if err != nil {
 		s.t.Fatal(err)
 	}
+	sum := &metapb.CounterRow{}
 	for _, c := range all {
-		if string(c.Class) == class {
-			return c.Row
+		if string(c.Class) == class && (bucket == 0 || c.Bucket == bucket) {
+			AddCounters(sum, c.Row)
 		}
 	}
-	return &metapb.CounterRow{}
+	return sum
 }
 
 func (s *store) putClass(key, class string, sizes ...int) (*metapb.PutObjectOp, *metapb.RangeResult) {
@@ -199,6 +209,32 @@ func TestExpireCurrent(t *testing.T) {
 			t.Fatal(page, err)
 		}
 	})
+}
+
+// TestExpireTags: what was decided by tags that are others by now does not happen.
+func TestExpireTags(t *testing.T) {
+	for _, v := range []metapb.Versioning{metapb.Versioning_VERSIONING_NEVER, metapb.Versioning_VERSIONING_ENABLED} {
+		s := ruled(t, v, false)
+		tagged := func(value string) []*metapb.KV { return []*metapb.KV{{Name: "keep", Value: value}} }
+		op := s.put(1, "k")
+		op.Row.Attributes = &metapb.Attributes{Tags: tagged("short")}
+		named := s.ok(op)
+		entry := expiry(1, 1, current, "k", named.VersionSeq)
+		entry.Entries[0].VersionNonce, entry.Entries[0].TagsHash = named.VersionNonce, TagsHash(tagged("short"))
+		s.ok(&metapb.UpdateVersionOp{Bucket: 1, Key: []byte("k"), Change: &metapb.UpdateVersionOp_Tags{Tags: &metapb.Tags{Tags: tagged("long")}}})
+		s.keeps("other tags", func() {
+			if res := s.ok(entry).Entries[0]; res.Ok || errs.Kind(res.Kind) != errs.Conflict {
+				t.Error(res)
+			}
+		})
+		s.ok(&metapb.UpdateVersionOp{Bucket: 1, Key: []byte("k"), Change: &metapb.UpdateVersionOp_Tags{Tags: &metapb.Tags{Tags: tagged("short")}}})
+		if res := s.ok(entry).Entries[0]; !res.Ok {
+			t.Error(res)
+		}
+	}
+	if TagsHash(nil) != 0 || TagsHash([]*metapb.KV{{Name: "a", Value: "b"}}) == TagsHash([]*metapb.KV{{Name: "ab"}}) {
+		t.Error("the hash of tags")
+	}
 }
 
 func TestExpireNoncurrent(t *testing.T) {
@@ -436,7 +472,9 @@ func TestTransition(t *testing.T) {
 		s.ok(op.CloneVT())
 		is := get()
 		want := was.CloneVT()
-		want.Attributes.StorageClass = c.stored
+		if want.Attributes.StorageClass = c.stored; c.class != c.from {
+			want.ClassSinceMs = s.now
+		}
 		want.Data.Chunks, want.Data.Generation = op.Data.Chunks, was.Data.Generation+1
 		if !is.EqualVT(want) {
 			t.Errorf("%v\nbecame %v", was, is)

@@ -23,6 +23,10 @@ func FuzzApply(f *testing.F) {
 			{What: metapb.ExpireEntry_MARKER, Key: []byte("k"), VersionSeq: 2}, {What: metapb.ExpireEntry_NONCURRENT, Key: []byte("k"), VersionSeq: 1},
 		}},
 		&metapb.DropGarbageOp{Ids: []*metapb.GarbageID{{Seq: 1}}}, &metapb.DropRepairOp{Ids: []*metapb.RepairID{{Bucket: 1, Key: []byte("k")}}},
+		&metapb.AckEventsOp{Target: "q", From: 2, To: 3, Dead: []*metapb.DeadEvent{{Seq: 3, Error: "no"}}}, &metapb.HoldEventsOp{Target: "q", Held: true},
+		&metapb.TrimEventsOp{To: 3, RowsMax: 1}, &metapb.DropDeadEventsOp{Target: "q", Seqs: []uint64{3}}, &metapb.EventsReadyOp{WaitSeq: 1},
+		&metapb.FireTimersOp{Ids: []*metapb.EventTimerID{{Bucket: 1, Key: []byte("g"), VersionSeq: 9}}},
+		update("g", nil, &metapb.Restore{ReadyMs: 1, ExpiresMs: 2, Tier: TierBulk}), update("k", nil, []*metapb.KV{{Name: "a"}}),
 		&metapb.SweepOp{RowsMax: 1}, &metapb.FenceBucketOp{Bucket: 1, Generation: 2}, &metapb.DropBucketOp{Bucket: 1, Generation: 2}, &metapb.TickOp{},
 	} {
 		data, err := seed.command(op).MarshalVT()
@@ -36,10 +40,12 @@ func FuzzApply(f *testing.F) {
 		a, b := newStore(t), newStore(t)
 		var dumps [2][][2]string
 		for i, s := range []*store{a, b} {
-			s.bucket(1, metapb.Versioning_VERSIONING_SUSPENDED)
+			s.notified(1, metapb.Versioning_VERSIONING_SUSPENDED, everything())
 			s.ok(s.put(1, "k", 10))
 			up := s.ok(&metapb.CreateUploadOp{Bucket: 1, Key: []byte("k"), Row: &metapb.UploadRow{WriteId: s.id16()}})
 			s.ok(s.part("k", up.VersionSeq, 1, 10))
+			s.archive("g", "GLACIER")
+			s.ok(update("g", nil, &metapb.Restore{ReadyMs: s.now + 1, ExpiresMs: s.now + 2, Tier: TierBulk}))
 			entries := []cluster.Entry{{TimeMS: ms, Data: data}, {TimeMS: ms + 1, Data: data}}
 			if i == 0 {
 				applyEntries(t, s.db, s.m, entries)

@@ -112,6 +112,20 @@ func (s *store) command(op any) *metapb.RangeCommand {
 		cmd.Op = &metapb.RangeCommand_Sweep{Sweep: op}
 	case *metapb.DropRepairOp:
 		cmd.Op = &metapb.RangeCommand_DropRepair{DropRepair: op}
+	case *metapb.TouchOp:
+		cmd.Op = &metapb.RangeCommand_Touch{Touch: op}
+	case *metapb.AckEventsOp:
+		cmd.Op = &metapb.RangeCommand_AckEvents{AckEvents: op}
+	case *metapb.HoldEventsOp:
+		cmd.Op = &metapb.RangeCommand_HoldEvents{HoldEvents: op}
+	case *metapb.TrimEventsOp:
+		cmd.Op = &metapb.RangeCommand_TrimEvents{TrimEvents: op}
+	case *metapb.FireTimersOp:
+		cmd.Op = &metapb.RangeCommand_FireTimers{FireTimers: op}
+	case *metapb.DropDeadEventsOp:
+		cmd.Op = &metapb.RangeCommand_DropDeadEvents{DropDeadEvents: op}
+	case *metapb.EventsReadyOp:
+		cmd.Op = &metapb.RangeCommand_EventsReady{EventsReady: op}
 	case *metapb.TickOp:
 		cmd.Op = &metapb.RangeCommand_Tick{Tick: op}
 	default:

@@ -15,7 +15,7 @@ const (
 	kindBucket    byte = 'b'
 	kindCurrent   byte = 'c'
 	kindDoomed    byte = 'd'
-	kindEvent     byte = 'e' // reserved
+	kindTimer     byte = 'e'
 	kindCompleted byte = 'k'
 	kindManifest  byte = 'm'
 	kindNull      byte = 'n'
@@ -31,15 +31,20 @@ const (
 	subChild      byte = 'b'
 	subCounter    byte = 'c'
 	subDescriptor byte = 'd'
+	subEvent      byte = 'e'
 	subGarbage    byte = 'g'
 	subCheck      byte = 'h'
+	subLog        byte = 'l'
+	subTarget     byte = 'p'
+	subTold       byte = 'q' // counters of events
 	subSweep      byte = 's'
 	subClock      byte = 't'
+	subDead       byte = 'x'
 )
 
 // kindsInBounds are all kinds of rows in bounds, in order.
 var kindsInBounds = [...]byte{
-	kindBucket, kindCurrent, kindDoomed, kindEvent, kindCompleted, kindManifest, kindNull,
+	kindBucket, kindCurrent, kindDoomed, kindTimer, kindCompleted, kindManifest, kindNull,
 	kindOutcome, kindPart, kindRepair, kindUpload, kindVersion,
 }
 
@@ -158,6 +163,25 @@ func appendGarbage(dst []byte, group cluster.GroupID, seq uint64, n uint32) []by
 
 func appendCounter(dst []byte, group cluster.GroupID, bucket uint64, class string) []byte {
 	return append(binary.BigEndian.AppendUint64(appendGroup(dst, group, subCounter), bucket), class...)
+}
+
+// appendEvent is the raw key of an event in the outbox.
+func appendEvent(dst []byte, group cluster.GroupID, seq uint64) []byte {
+	return binary.BigEndian.AppendUint64(appendGroup(dst, group, subEvent), seq)
+}
+
+func appendTarget(dst []byte, group cluster.GroupID, target string) []byte {
+	return append(appendGroup(dst, group, subTarget), target...)
+}
+
+// appendTold is the raw key of the counter of a bucket's events for a target.
+func appendTold(dst []byte, group cluster.GroupID, bucket uint64, target string) []byte {
+	return append(binary.BigEndian.AppendUint64(appendGroup(dst, group, subTold), bucket), target...)
+}
+
+// appendDead is the raw key of a dead letter, but for its sequence. Targets' names have no zero bytes.
+func appendDead(dst []byte, group cluster.GroupID, target string) []byte {
+	return append(append(appendGroup(dst, group, subDead), target...), 0)
 }
 
 // groupHeadLen is the length of a group row's key up to its sub kind.

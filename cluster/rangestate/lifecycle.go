@@ -6,6 +6,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2"
 
+	"cairn/cluster"
 	"cairn/proto/metapb"
 	"cairn/storage"
 )
@@ -18,8 +19,8 @@ const NewerNoncurrentMax = 100
 type LifecycleRow struct {
 	Key []byte
 	// Object is a version or delete marker, else nil. It has sequence, nonce, null and marker, write id, times, size, owner; of the
-	// attributes class, tags and lock; of the data generation, upload and number of parts. Attributes and Data are nil
-	// where the row has none. The rest (ETag, checksums, headers, chunks) is not read.
+	// attributes class, tags and lock; of the data generation, upload and number of parts; restore and tiering. Attributes, Data, Restore and
+	// Tiering are nil where the row has none. The rest (ETag, checksums, headers, chunks) is not read.
 	Object *metapb.ObjectRow
 	Upload *metapb.UploadRow // an upload in progress, else nil; it may be kept
 
@@ -54,12 +55,16 @@ var _ LifecycleReader = (*View)(nil)
 // one, so that none that stayed is missed or comes twice. A place before the range's start is taken to be the start. An
 // error of fn ends the walk and is returned.
 func (v *View) Lifecycle(bucket storage.BucketID, after *LifecyclePos, limit int, fn func(*LifecycleRow) (more bool, err error)) (next *LifecyclePos, err error) {
+	r, done := v.frozen() // a version that moves from one to the other must not be missed, nor be seen twice
+	defer done()
+	return (&lifecycleWalk{}).run(v, r, bucket, after, limit, fn)
+}
+
+// run is the walk over r, a state that stays as it is.
+func (l *lifecycleWalk) run(v *View, r pebble.Reader, bucket storage.BucketID, after *LifecyclePos, limit int, fn func(*LifecycleRow) (more bool, err error)) (next *LifecyclePos, err error) {
 	if after == nil {
 		after = &LifecyclePos{}
 	}
-	r, done := v.frozen() // a version that moves from one to the other must not be missed, nor be seen twice
-	defer done()
-	l := &lifecycleWalk{}
 	err = l.open(v, r, bucket, after)
 	for n := 0; err == nil; n++ {
 		w := l.least()
@@ -90,6 +95,10 @@ func (v *View) Lifecycle(bucket storage.BucketID, after *LifecyclePos, limit int
 
 // lifecycleWalk merges the current versions, the others and the uploads of a bucket.
 type lifecycleWalk struct {
+	full                bool   // for a survey: fillFull
+	prefix              string // of the keys
+	noOthers, noUploads bool   // only current versions, and uploads; no uploads
+
 	cur, old, up *walker
 	row          LifecycleRow
 	newer        int // noncurrent versions of row.Key seen so far, up to NewerNoncurrentMax
@@ -100,6 +109,8 @@ type lifecycleWalk struct {
 	object     metapb.ObjectRow
 	attributes metapb.Attributes
 	data       metapb.Data
+	restore    metapb.Restore
+	tiering    metapb.Tiering
 	tags       []*metapb.KV // as many as the row with the most has
 	owner      string       // of the last row: mostly the next one's too
 	class      string
@@ -116,10 +127,14 @@ func (l *lifecycleWalk) open(v *View, r pebble.Reader, bucket storage.BucketID, 
 		w     **walker
 		kind  byte
 		start string
-	}{{&l.cur, kindCurrent, versions}, {&l.old, kindVersion, versions}, {&l.up, kindUpload, string(after.Key)}} {
-		span, err := v.listing(k.kind, bucket, &fold{}, k.start)
+		not   bool
+	}{{&l.cur, kindCurrent, versions, false}, {&l.old, kindVersion, versions, l.noOthers}, {&l.up, kindUpload, string(after.Key), l.noUploads}} {
+		span, err := v.listing(k.kind, bucket, &fold{prefix: l.prefix}, max(k.start, l.prefix))
 		if err != nil {
 			return err
+		}
+		if k.not {
+			span = cluster.KeySpan{}
 		}
 		if *k.w, err = walk(r, k.kind, bucket, span); err != nil {
 			return err
@@ -234,7 +249,10 @@ func (l *lifecycleWalk) decode(w *walker) error {
 func (l *lifecycleWalk) fill(value []byte) bool {
 	row := &l.object
 	row.Seq, row.Nonce, row.NullVersion, row.DeleteMarker, row.ModifiedMs, row.Size, row.NoncurrentMs = 0, 0, false, false, 0, 0, 0
-	row.Owner, row.WriteId, row.Attributes, row.Data = "", nil, nil, nil
+	row.Owner, row.WriteId, row.Attributes, row.Data, row.Restore, row.Tiering, row.ClassSinceMs = "", nil, nil, nil, nil, nil, 0
+	if l.full {
+		row.Etag, row.Checksums = "", nil
+	}
 	l.row.Inline = false
 	w := wire{b: value}
 	for w.next() {
@@ -264,6 +282,20 @@ func (l *lifecycleWalk) fill(value []byte) bool {
 			w.bad = !l.fillData(w.buf) || w.bad
 		case 14:
 			row.NoncurrentMs = int64(w.val)
+		case 15:
+			l.restore.Reset()
+			row.Restore = &l.restore
+			w.bad = row.Restore.UnmarshalVT(w.buf) != nil || w.bad
+		case 16:
+			l.tiering.Reset()
+			row.Tiering = &l.tiering
+			w.bad = row.Tiering.UnmarshalVT(w.buf) != nil || w.bad
+		case 17:
+			row.ClassSinceMs = int64(w.val)
+		default:
+			if l.full {
+				w.bad = !l.fillFull(&w) || w.bad
+			}
 		}
 	}
 	return !w.bad

@@ -46,13 +46,18 @@ type Machine struct {
 	bounds     bounds
 	clock      metapb.GroupClock
 	clockDirty bool
-	buckets    map[uint64]*metapb.BucketRow
+	buckets    map[uint64]*keptBucket
 	counters   map[counterID]*counter
-	dirty      []counterID     // counters to write at the end of the batch
+	dirty      []counterID // counters to write at the end of the batch
+	outbox     outbox
 	born       []cluster.Birth // by the Apply under way or the last one
 
-	b   *pebble.Batch // of the Apply under way
-	key []byte        // scratch for raw keys: valid until the next use
+	day       int64             // in milliseconds, as the command under way says
+	requester *metapb.Requester // of the command under way; nil: nobody
+
+	b       *pebble.Batch // of the Apply under way
+	seekers seekers       // of the bulk command under way
+	key     []byte        // scratch for raw keys: valid until the next use
 }
 
 type counterID struct {
@@ -63,6 +68,12 @@ type counterID struct {
 type counter struct {
 	row   metapb.CounterRow
 	dirty bool
+}
+
+// keptBucket is a bucket's row and what was made of it.
+type keptBucket struct {
+	row    *metapb.BucketRow
+	events *bucketEvents // nil: not needed yet
 }
 
 // New makes the machine of a group. It reads the group's rows at the first Apply.
@@ -76,7 +87,7 @@ func New(group cluster.GroupID) *Machine {
 // state was changed by other means than a batch of Apply that was committed: a
 // snapshot was installed, or the batch of the last Apply was thrown away.
 func (m *Machine) Reset() {
-	*m = Machine{group: m.group, key: m.key[:0], buckets: map[uint64]*metapb.BucketRow{}, counters: map[counterID]*counter{}}
+	*m = Machine{group: m.group, key: m.key[:0], buckets: map[uint64]*keptBucket{}, counters: map[counterID]*counter{}, outbox: newOutbox()}
 }
 
 // Birth writes a new group's first rows. The descriptor's format is set; the clock starts at zero.
@@ -180,6 +191,9 @@ func (m *Machine) flush() error {
 		}
 	}
 	m.dirty = m.dirty[:0]
+	if err := m.flushOutbox(); err != nil {
+		return err
+	}
 	if len(m.counters) > cacheMax {
 		clear(m.counters)
 	}
@@ -205,6 +219,7 @@ func (m *Machine) applyOne(e *cluster.Entry) ([]byte, error) {
 	if len(cmd.Id) != len(storage.CommandID{}) {
 		return m.encode(refuse(errs.InvalidArgument, "malformed command id"))
 	}
+	m.day, m.requester = cmd.DayMs, cmd.Requester
 	out, err := m.dispatch(e, &cmd)
 	if err != nil {
 		return nil, err
@@ -250,6 +265,8 @@ func (m *Machine) dispatch(e *cluster.Entry, cmd *metapb.RangeCommand) ([]byte, 
 		res, err = m.expandDoomed(op.ExpandDoomed)
 	case *metapb.RangeCommand_Sweep:
 		res, err = m.sweep(op.Sweep)
+	case *metapb.RangeCommand_Touch:
+		res, err = m.touch(op.Touch)
 	case *metapb.RangeCommand_Tick:
 		res = &metapb.RangeResult{Ok: true}
 	case *metapb.RangeCommand_Split:
@@ -259,12 +276,31 @@ func (m *Machine) dispatch(e *cluster.Entry, cmd *metapb.RangeCommand) ([]byte, 
 	case *metapb.RangeCommand_JudgeBounds:
 		res, err = m.judgeBounds(op.JudgeBounds)
 	default:
-		res = refuse(errs.NotImplemented, "unknown command")
+		res, err = m.dispatchEvents(cmd)
 	}
 	if err != nil {
 		return nil, err
 	}
 	return m.encode(res)
+}
+
+// dispatchEvents is dispatch of the commands on the outbox.
+func (m *Machine) dispatchEvents(cmd *metapb.RangeCommand) (*metapb.RangeResult, error) {
+	switch op := cmd.Op.(type) {
+	case *metapb.RangeCommand_AckEvents:
+		return m.ackEvents(op.AckEvents)
+	case *metapb.RangeCommand_HoldEvents:
+		return m.holdEvents(op.HoldEvents)
+	case *metapb.RangeCommand_TrimEvents:
+		return m.trimEvents(op.TrimEvents)
+	case *metapb.RangeCommand_FireTimers:
+		return m.fireTimers(op.FireTimers)
+	case *metapb.RangeCommand_DropDeadEvents:
+		return m.dropDeadEvents(op.DropDeadEvents)
+	case *metapb.RangeCommand_EventsReady:
+		return m.eventsReady(op.EventsReady)
+	}
+	return refuse(errs.NotImplemented, "unknown command"), nil
 }
 
 // refuse is a result of a kind that is not ok.
@@ -311,6 +347,14 @@ func corrupt(key []byte, err error) error {
 }
 
 func (m *Machine) get(key []byte, row decoder) (bool, error) { return getRow(m.b, key, row) }
+
+// getRising is get, by the seeker if it is there and can.
+func (m *Machine) getRising(s *seeker, key []byte, row decoder) (bool, error) {
+	if s.rises(key) {
+		return s.get(key, row)
+	}
+	return m.get(key, row)
+}
 
 // put encodes row straight into the batch.
 func (m *Machine) put(key []byte, row encoder) error {
@@ -393,8 +437,8 @@ func (m *Machine) count(bucket uint64, class string) (*metapb.CounterRow, error)
 
 // bucketRow is the bucket's row in this range, that of a dropped bucket too, or nil. The caller must not change it.
 func (m *Machine) bucketRow(bucket uint64) (*metapb.BucketRow, error) {
-	if row := m.buckets[bucket]; row != nil {
-		return row, nil
+	if kept := m.buckets[bucket]; kept != nil {
+		return kept.row, nil
 	}
 	start, ok := m.bounds.bucketStart(bucket)
 	if !ok {
@@ -406,7 +450,7 @@ func (m *Machine) bucketRow(bucket uint64) (*metapb.BucketRow, error) {
 	if err != nil || !ok {
 		return nil, err
 	}
-	m.buckets[bucket] = row
+	m.buckets[bucket] = &keptBucket{row: row}
 	return row, nil
 }
 
@@ -455,7 +499,7 @@ func (m *Machine) late(cmd *metapb.RangeCommand) bool {
 func (m *Machine) outcome(cmd *metapb.RangeCommand, bucket uint64, key []byte) ([]byte, error) {
 	m.key = append(appendRow(m.key[:0], kindOutcome, bucket, key), cmd.Id...)
 	var row metapb.OutcomeRow
-	ok, err := m.get(m.key, &row)
+	ok, err := m.getRising(m.seekers.outcome, m.key, &row)
 	if err != nil || !ok || expired(row.AtMs, retentionMS, m.now()) {
 		return nil, err
 	}

@@ -2,12 +2,15 @@ package rangestate
 
 import (
 	"fmt"
+	"math"
+	"math/big"
 	"math/bits"
 	"slices"
 	"sort"
 	"strings"
 
 	"cairn/proto/metapb"
+	"cairn/s3api/notification"
 	"cairn/storage"
 	"cairn/storage/errs"
 )
@@ -23,11 +26,22 @@ type model struct {
 	given    map[string]bool // chunks of commands that were not turned away as a whole
 	dropped  map[string]bool // chunks whose garbage rows were dropped
 	gone     map[uint64]bool // buckets that were dropped
+	day      int64           // ms, of the command that runs
+	owed     map[string]*mOwed
+
+	requester *metapb.Requester // of the command that runs
+	outbox    mOutbox
 }
 
 type mOutcome struct {
 	at  int64
 	res *metapb.RangeResult
+}
+
+// mOwed is what only rises, of a bucket and class.
+type mOwed struct {
+	early    big.Int // byte-milliseconds
+	restored uint64
 }
 
 type mBucket struct {
@@ -43,6 +57,7 @@ type mVersion struct {
 	write, etag, class   string
 	size                 uint64
 	modified, noncurrent int64
+	classSince           int64
 	lockMode             string
 	lockUntil            int64
 	hold                 bool
@@ -78,7 +93,7 @@ type mDone struct {
 }
 
 func newModel() *model {
-	return &model{buckets: map[uint64]*mBucket{}, outcomes: map[string]mOutcome{}, given: map[string]bool{}, dropped: map[string]bool{}, gone: map[uint64]bool{}}
+	return &model{buckets: map[uint64]*mBucket{}, outcomes: map[string]mOutcome{}, given: map[string]bool{}, dropped: map[string]bool{}, gone: map[uint64]bool{}, owed: map[string]*mOwed{}, outbox: newMOutbox()}
 }
 
 func fail(kind errs.Kind) *metapb.RangeResult { return &metapb.RangeResult{Kind: uint32(kind)} }
@@ -91,7 +106,14 @@ func (m *model) take(chunks []*metapb.ChunkRef) {
 
 // run answers what cmd should answer at time now. got is the machine's answer, for what the machine chooses.
 func (m *model) run(cmd *metapb.RangeCommand, now int64, got *metapb.RangeResult) *metapb.RangeResult {
-	m.now = max(m.now, now)
+	m.now, m.day = max(m.now, now), 86400000
+	if cmd.DayMs > 0 && cmd.DayMs < m.day {
+		m.day = cmd.DayMs
+	}
+	m.requester = cmd.Requester
+	if res := m.runEvents(cmd); res != nil {
+		return res
+	}
 	switch op := cmd.Op.(type) {
 	case *metapb.RangeCommand_PutBucket:
 		return m.once(cmd, op.PutBucket.Row.Id, "", func() *metapb.RangeResult { return m.putBucket(op.PutBucket) })
@@ -203,7 +225,37 @@ func (m *model) drop(op *metapb.DropBucketOp) *metapb.RangeResult {
 	}
 	delete(m.buckets, op.Bucket)
 	m.gone[op.Bucket] = true
+	for _, class := range []string{"STANDARD_IA", "ONEZONE_IA", "GLACIER_IR", "GLACIER", "DEEP_ARCHIVE"} {
+		from, to := m.owes(op.Bucket, class), m.owes(0, class)
+		to.early.Add(&to.early, &from.early)
+		to.restored += from.restored
+		*from = mOwed{}
+	}
+	for name := range m.outbox.targets {
+		m.handOn(op.Bucket, name)
+	}
 	return &metapb.RangeResult{Ok: true}
+}
+
+func (m *model) owes(bucket uint64, class string) *mOwed {
+	k := fmt.Sprint(bucket, "/", class)
+	if m.owed[k] == nil {
+		m.owed[k] = &mOwed{}
+	}
+	return m.owed[k]
+}
+
+// leaves is for a version that is removed, or leaves its class.
+func (m *model) leaves(bucket uint64, v *mVersion) {
+	days := map[string]int64{"STANDARD_IA": 30, "ONEZONE_IA": 30, "GLACIER_IR": 90, "GLACIER": 90, "DEEP_ARCHIVE": 180}[v.class]
+	since := v.modified
+	if v.classSince != 0 {
+		since = v.classSince
+	}
+	if left := since + days*m.day - m.now; left > 0 && days > 0 {
+		o := m.owes(bucket, v.class)
+		o.early.Add(&o.early, new(big.Int).Mul(new(big.Int).SetUint64(v.size), big.NewInt(left)))
+	}
 }
 
 func (b *mBucket) current(key string) *mVersion {
@@ -252,6 +304,8 @@ func (m *model) add(b *mBucket, key string, v *mVersion) {
 				old.noncurrent = m.now
 			}
 			kept = append(kept, old)
+		} else {
+			m.removed(b.row.Id, old)
 		}
 		newest = false
 	}
@@ -299,12 +353,21 @@ func (m *model) put(op *metapb.PutObjectOp, got *metapb.RangeResult) *metapb.Ran
 	if !b.row.ObjectLock && (a.GetLockMode() != "" || a.GetLegalHold()) {
 		return refused(fail(errs.InvalidRequest))
 	}
+	kind := notification.ObjectCreatedPut
+	if op.Event != 0 {
+		kind = notification.Type(op.Event)
+	}
+	if m.busy(b, kind, string(op.Key)) {
+		return refused(fail(errs.Busy))
+	}
 	v := &mVersion{
 		seq: m.newSeq(got.VersionSeq), nonce: op.Row.Nonce, write: string(op.Row.WriteId), etag: op.Row.Etag, size: op.Row.Size, gen: 1,
 		chunks: op.Row.Data.Chunks, class: a.GetStorageClass(), lockMode: a.GetLockMode(), lockUntil: a.GetLockUntilMs(), hold: a.GetLegalHold(), tags: tagNames(a.GetTags()),
 	}
 	m.add(b, string(op.Key), v)
-	return named(b, v)
+	res := named(b, v)
+	m.tell(b, kind, string(op.Key), res, v.content)
+	return res
 }
 
 func (m *model) deleteAll(cmd *metapb.RangeCommand, op *metapb.DeleteObjectsOp, got *metapb.RangeResult) *metapb.RangeResult {
@@ -341,6 +404,7 @@ func (m *model) bulk(cmd *metapb.RangeCommand, bucket uint64, n int, key func(i 
 		}
 		together[errs.Kind(all.Kind)] = true
 	}
+	res.Events = slices.ContainsFunc(res.Entries, func(r *metapb.RangeResult) bool { return r.Events })
 	first := res.Entries[0]
 	for _, kind := range []errs.Kind{errs.NoSuchBucket, errs.BucketBusy, errs.TooLate} {
 		if errs.Kind(first.Kind) == kind && !slices.ContainsFunc(res.Entries, func(r *metapb.RangeResult) bool { return r.Kind != first.Kind }) {
@@ -390,26 +454,41 @@ func (m *model) expire(b *mBucket, e *metapb.ExpireEntry, got *metapb.RangeResul
 		if m.locked(v, false) {
 			return fail(errs.ObjectLocked)
 		}
+		if m.busy(b, notification.LifecycleExpirationDelete, key) {
+			return fail(errs.Busy)
+		}
+		m.removed(b.row.Id, v)
 		if b.keys[key] = slices.Delete(slices.Clone(vs), i, i+1); len(vs) == 1 {
 			delete(b.keys, key)
 		}
 		res := named(b, v)
 		res.DeleteMarker = v.marker
+		m.tell(b, notification.LifecycleExpirationDelete, key, res, nil)
 		return res
 	}
 	switch b.row.Versioning {
 	case metapb.Versioning_VERSIONING_NEVER:
+		if m.busy(b, notification.LifecycleExpirationDelete, key) {
+			return fail(errs.Busy)
+		}
+		m.removed(b.row.Id, v)
 		delete(b.keys, key)
-		return &metapb.RangeResult{Ok: true}
+		res := &metapb.RangeResult{Ok: true}
+		m.tell(b, notification.LifecycleExpirationDelete, key, res, nil)
+		return res
 	case metapb.Versioning_VERSIONING_SUSPENDED:
 		if slices.ContainsFunc(vs, func(v *mVersion) bool { return v.null && m.locked(v, false) }) {
 			return fail(errs.ObjectLocked)
 		}
 	}
+	if m.busy(b, notification.LifecycleExpirationDeleteMarkerCreated, key) {
+		return fail(errs.Busy)
+	}
 	marker := &mVersion{seq: m.newSeq(got.VersionSeq), nonce: e.MarkerNonce, marker: true}
 	m.add(b, key, marker)
 	res := named(b, marker)
 	res.DeleteMarker = true
+	m.tell(b, notification.LifecycleExpirationDeleteMarkerCreated, key, res, nil)
 	return res
 }
 
@@ -430,13 +509,27 @@ func (m *model) delete(op *metapb.DeleteObjectsOp, e *metapb.DeleteEntry, got *m
 		return fail(kind)
 	}
 	if b.row.Versioning == metapb.Versioning_VERSIONING_NEVER {
+		res := &metapb.RangeResult{Ok: true}
+		if len(b.keys[key]) > 0 {
+			if m.busy(b, notification.ObjectRemovedDelete, key) {
+				return fail(errs.Busy)
+			}
+			m.tell(b, notification.ObjectRemovedDelete, key, res, nil)
+		}
+		for _, v := range b.keys[key] {
+			m.removed(b.row.Id, v)
+		}
 		delete(b.keys, key)
-		return &metapb.RangeResult{Ok: true}
+		return res
+	}
+	if m.busy(b, notification.ObjectRemovedDeleteMarkerCreated, key) {
+		return fail(errs.Busy)
 	}
 	v := &mVersion{seq: m.newSeq(got.VersionSeq), nonce: e.MarkerNonce, marker: true}
 	m.add(b, key, v)
 	res := named(b, v)
 	res.DeleteMarker = true
+	m.tell(b, notification.ObjectRemovedDeleteMarkerCreated, key, res, nil)
 	return res
 }
 
@@ -461,6 +554,10 @@ func (m *model) deleteVersion(b *mBucket, key string, e *metapb.DeleteEntry) *me
 	if m.locked(v, e.BypassGovernance) {
 		return fail(errs.ObjectLocked)
 	}
+	if m.busy(b, notification.ObjectRemovedDelete, key) {
+		return fail(errs.Busy)
+	}
+	m.removed(b.row.Id, v)
 	vs = slices.Delete(slices.Clone(vs), i, i+1)
 	if i == 0 && len(vs) > 0 {
 		vs[0].noncurrent = 0
@@ -470,6 +567,7 @@ func (m *model) deleteVersion(b *mBucket, key string, e *metapb.DeleteEntry) *me
 	}
 	res := named(b, v)
 	res.DeleteMarker = v.marker
+	m.tell(b, notification.ObjectRemovedDelete, key, res, nil)
 	return res
 }
 
@@ -511,7 +609,15 @@ func (m *model) update(op *metapb.UpdateVersionOp) *metapb.RangeResult {
 	}
 	switch c := op.Change.(type) {
 	case *metapb.UpdateVersionOp_Tags:
+		kind := notification.ObjectTaggingPut
+		if op.TagsDeleted {
+			kind = notification.ObjectTaggingDelete
+		}
+		if m.busy(b, kind, string(op.Key)) {
+			return fail(errs.Busy)
+		}
 		v.tags = tagNames(c.Tags.Tags)
+		m.tell(b, kind, string(op.Key), res, v.content)
 	case *metapb.UpdateVersionOp_LegalHold:
 		v.hold = c.LegalHold
 	case *metapb.UpdateVersionOp_Retention:
@@ -522,12 +628,12 @@ func (m *model) update(op *metapb.UpdateVersionOp) *metapb.RangeResult {
 		}
 		v.lockMode, v.lockUntil = r.Mode, r.UntilMs
 	case *metapb.UpdateVersionOp_Restore:
-		return m.restore(v, c.Restore, res)
+		return m.restore(b, string(op.Key), v, c.Restore, res)
 	}
 	return res
 }
 
-func (m *model) restore(v *mVersion, asked *metapb.Restore, res *metapb.RangeResult) *metapb.RangeResult {
+func (m *model) restore(b *mBucket, key string, v *mVersion, asked *metapb.Restore, res *metapb.RangeResult) *metapb.RangeResult {
 	if v.class != "GLACIER" && v.class != "DEEP_ARCHIVE" {
 		no := fail(errs.InvalidObjectState)
 		if no.StorageClass = v.class; v.class == "" {
@@ -549,8 +655,18 @@ func (m *model) restore(v *mVersion, asked *metapb.Restore, res *metapb.RangeRes
 		return fail(errs.RestoreInProgress)
 	case had:
 		next.ExpiresMs = v.restore.ExpiresMs
+	default:
+		if m.busy(b, notification.ObjectRestorePost, key) {
+			return fail(errs.Busy)
+		}
+		m.owes(b.row.Id, v.class).restored += v.size
 	}
+	was := v.restore
 	v.restore = next
+	m.restored(b, key, v, was, !had, res)
+	if !had {
+		m.tell(b, notification.ObjectRestorePost, key, res, v.archived(0))
+	}
 	return res
 }
 
@@ -639,12 +755,16 @@ func (m *model) complete(op *metapb.CompleteUploadOp, got *metapb.RangeResult) *
 	if len(op.Parts) == 0 {
 		return fail(errs.InvalidPart)
 	}
+	if m.busy(b, notification.ObjectCreatedCompleteMultipartUpload, u.key) {
+		return fail(errs.Busy)
+	}
 	v.seq = m.newSeq(got.VersionSeq)
 	b.uploads = slices.Delete(b.uploads, i, i+1)
 	m.add(b, u.key, v)
 	b.done[u.seq] = &mDone{m.now, u.nonce, string(op.PartsDigest), *v}
 	res := named(b, v)
 	res.Etag, res.Size = v.etag, v.size
+	m.tell(b, notification.ObjectCreatedCompleteMultipartUpload, u.key, res, v.content)
 	return res
 }
 
@@ -673,6 +793,7 @@ func (m *model) rewrite(op *metapb.RewriteDataOp) *metapb.RangeResult {
 	if b := m.buckets[op.Bucket]; op.ConfigGeneration != 0 {
 		conflict = conflict || b == nil || b.row.Fenced || b.row.Generation != op.ConfigGeneration
 	}
+	moved := m.moved(op)
 	if conflict {
 		var have []*metapb.ChunkRef
 		if chunks != nil {
@@ -688,16 +809,43 @@ func (m *model) rewrite(op *metapb.RewriteDataOp) *metapb.RangeResult {
 	}
 	*gen++
 	*chunks = op.Data.Chunks
+	res := &metapb.RangeResult{Ok: true}
+	if moved != nil {
+		id := named(m.buckets[op.Bucket], moved)
+		m.tell(m.buckets[op.Bucket], notification.LifecycleTransition, string(op.Key), id, func(e *metapb.EventRow) {
+			moved.content(e)
+			e.StorageClass = op.StorageClass
+		})
+		res.Events = id.Events
+	}
 	if op.StorageClass != "" {
 		for _, v := range m.buckets[op.Bucket].keys[string(op.Key)] {
 			if v.seq == op.VersionSeq {
+				if was := v.class; op.StorageClass != was && !(was == "" && op.StorageClass == "STANDARD") {
+					m.leaves(op.Bucket, v)
+					v.classSince = max(m.now, 1)
+				}
 				if v.class = op.StorageClass; v.class == "STANDARD" {
 					v.class = ""
 				}
 			}
 		}
 	}
-	return &metapb.RangeResult{Ok: true}
+	return res
+}
+
+// moved is the version whose storage class a rewrite changes, or nil.
+func (m *model) moved(op *metapb.RewriteDataOp) *mVersion {
+	b := m.buckets[op.Bucket]
+	if b == nil || op.StorageClass == "" {
+		return nil
+	}
+	for _, v := range b.keys[string(op.Key)] {
+		if v.seq == op.VersionSeq && v.class != op.StorageClass && !(v.class == "" && op.StorageClass == "STANDARD") {
+			return v
+		}
+	}
+	return nil
 }
 
 func (m *model) holder(op *metapb.RewriteDataOp) (write *string, gen *uint64, chunks *[]*metapb.ChunkRef) {
@@ -795,6 +943,15 @@ func (m *model) counters() map[string]*metapb.CounterRow {
 				at(u.class).UploadBytes += int64(p.size)
 			}
 		}
+	}
+	for k, o := range m.owed {
+		if out[k] == nil {
+			out[k] = &metapb.CounterRow{}
+		}
+		var lo big.Int
+		out[k].EarlyLo = lo.And(&o.early, new(big.Int).SetUint64(math.MaxUint64)).Uint64()
+		out[k].EarlyHi = lo.Rsh(&o.early, 64).Uint64()
+		out[k].RestoredBytes = o.restored
 	}
 	for k, c := range out {
 		if c.SizeVT() == 0 {

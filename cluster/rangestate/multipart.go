@@ -2,6 +2,7 @@ package rangestate
 
 import (
 	"cairn/proto/metapb"
+	"cairn/s3api/notification"
 	"cairn/storage"
 	"cairn/storage/errs"
 )
@@ -199,6 +200,10 @@ func (m *Machine) tryComplete(op *metapb.CompleteUploadOp) (*metapb.RangeResult,
 	if refused != nil || err != nil {
 		return refused, err
 	}
+	e, refused, err := m.ask(b, notification.ObjectCreatedCompleteMultipartUpload, op.Bucket, op.Key)
+	if refused != nil || err != nil {
+		return refused, err
+	}
 	c, err := m.count(op.Bucket, up.GetAttributes().GetStorageClass())
 	if err != nil {
 		return nil, err
@@ -211,6 +216,9 @@ func (m *Machine) tryComplete(op *metapb.CompleteUploadOp) (*metapb.RangeResult,
 	}
 	res := &metapb.RangeResult{Etag: op.Etag, Checksums: op.Checksums, Size: size}
 	if err := m.install(b, op.Bucket, op.Key, h, row, res); err != nil {
+		return nil, err
+	}
+	if err := m.tell(&e, op.Bucket, op.Key, row, res); err != nil {
 		return nil, err
 	}
 	return res, m.finishComplete(op, up, row, unlisted)

@@ -7,6 +7,7 @@ import (
 	"github.com/cockroachdb/pebble/v2"
 
 	"cairn/proto/metapb"
+	"cairn/s3api/notification"
 	"cairn/storage"
 	"cairn/storage/errs"
 )
@@ -62,7 +63,7 @@ func (m *Machine) free(bucket uint64, key []byte, row *metapb.ObjectRow) error {
 func (m *Machine) current(bucket uint64, key []byte) (*metapb.ObjectRow, error) {
 	row := &metapb.ObjectRow{}
 	m.key = appendRaw(m.key[:0], kindCurrent, bucket, key)
-	ok, err := m.get(m.key, row)
+	ok, err := m.getRising(m.seekers.current, m.key, row)
 	if err != nil || !ok {
 		return nil, err
 	}
@@ -184,13 +185,13 @@ func (m *Machine) supersede(b *metapb.BucketRow, bucket uint64, key []byte, h he
 	if err != nil || newest == nil || newest.NoncurrentMs != 0 {
 		return err
 	}
-	newest.NoncurrentMs = m.noncurrent()
+	newest.NoncurrentMs = m.since()
 	m.key = appendSeqRow(m.key[:0], kindVersion, bucket, key, newest.Seq)
 	return m.put(m.key, newest)
 }
 
-// noncurrent is the time for noncurrent_ms: never 0, which means current.
-func (m *Machine) noncurrent() int64 { return max(m.now(), 1) }
+// since is the time for noncurrent_ms and class_since_ms: never 0, which means not.
+func (m *Machine) since() int64 { return max(m.now(), 1) }
 
 // retire moves the current version to 'v', except for its 'c' row.
 func (m *Machine) retire(bucket uint64, key []byte, cur *metapb.ObjectRow) error {
@@ -200,7 +201,7 @@ func (m *Machine) retire(bucket uint64, key []byte, cur *metapb.ObjectRow) error
 	}
 	c.Objects--
 	c.Versions++
-	cur.NoncurrentMs = m.noncurrent()
+	cur.NoncurrentMs = m.since()
 	m.key = appendSeqRow(m.key[:0], kindVersion, bucket, key, cur.Seq)
 	if err := m.put(m.key, cur); err != nil || !cur.NullVersion {
 		return err
@@ -236,6 +237,12 @@ func (m *Machine) remove(bucket uint64, key []byte, row *metapb.ObjectRow, isCur
 		c.Versions--
 	}
 	c.Bytes -= int64(row.Size)
+	m.early(c, row)
+	if row.Restore != nil {
+		if err := m.endTimer(bucket, key, row); err != nil {
+			return err
+		}
+	}
 	if err := m.free(bucket, key, row); err != nil || isCurrent {
 		return err
 	}
@@ -289,7 +296,8 @@ func (m *Machine) install(b *metapb.BucketRow, bucket uint64, key []byte, h head
 	row.NullVersion = b.Versioning != metapb.Versioning_VERSIONING_ENABLED
 	row.DeleteMarker = false
 	row.NoncurrentMs = 0
-	row.Restore = nil
+	row.Restore, row.Tiering = nil, nil
+	row.ClassSinceMs = 0
 	c, err := m.count(bucket, row.GetAttributes().GetStorageClass())
 	if err != nil {
 		return err
@@ -375,6 +383,10 @@ func (m *Machine) tryPut(op *metapb.PutObjectOp) (res *metapb.RangeResult, store
 	if gone := h.replaced(b); gone != nil && m.locked(gone, false) {
 		return refuse(errs.ObjectLocked, ""), false, nil
 	}
+	e, refused, err := m.ask(b, putKind(op.Event), op.Bucket, op.Key)
+	if refused != nil || err != nil {
+		return refused, false, err
+	}
 	if row.Data == nil {
 		row.Data = &metapb.Data{}
 	}
@@ -383,7 +395,21 @@ func (m *Machine) tryPut(op *metapb.PutObjectOp) (res *metapb.RangeResult, store
 	if err := m.install(b, op.Bucket, op.Key, h, row, res); err != nil {
 		return nil, false, err
 	}
+	if err := m.tell(&e, op.Bucket, op.Key, row, res); err != nil {
+		return nil, false, err
+	}
 	return res, false, m.repair(op.Bucket, op.Key, &metapb.RepairRow{VersionSeq: row.Seq, WriteId: row.WriteId}, row.Data.Chunks)
+}
+
+// putKind is the event of a PutObject that names one; what is none of a put counts as one.
+func putKind(event uint32) notification.Type {
+	switch event {
+	case uint32(notification.ObjectCreatedPost):
+		return notification.ObjectCreatedPost
+	case uint32(notification.ObjectCreatedCopy):
+		return notification.ObjectCreatedCopy
+	}
+	return notification.ObjectCreatedPut
 }
 
 // ---- DeleteObjects ----
@@ -433,12 +459,31 @@ func (m *Machine) deleteEntry(op *metapb.DeleteObjectsOp, e *metapb.DeleteEntry)
 	if b.Versioning == metapb.Versioning_VERSIONING_NEVER && h.cur == nil {
 		return &metapb.RangeResult{Ok: true}, nil
 	}
-	return m.deleteNewest(b, op.Bucket, e.Key, h, e.MarkerNonce, op.Owner)
+	return m.deleteNewest(b, op.Bucket, e.Key, h, e.MarkerNonce, op.Owner, removal{notification.ObjectRemovedDelete, notification.ObjectRemovedDeleteMarkerCreated})
 }
+
+// removal is the events of a delete without a version: that the object is gone, or that a delete marker was made.
+type removal struct{ gone, marker notification.Type }
 
 // deleteNewest removes the current version of a bucket without versions, else a delete marker with this nonce and owner
 // supersedes what is the newest. The caller has checked that nothing locked is replaced.
-func (m *Machine) deleteNewest(b *metapb.BucketRow, bucket uint64, key []byte, h heads, nonce uint64, owner string) (*metapb.RangeResult, error) {
+func (m *Machine) deleteNewest(b *metapb.BucketRow, bucket uint64, key []byte, h heads, nonce uint64, owner string, told removal) (*metapb.RangeResult, error) {
+	kind := told.marker
+	if b.Versioning == metapb.Versioning_VERSIONING_NEVER {
+		kind = told.gone
+	}
+	e, refused, err := m.ask(b, kind, bucket, key)
+	if refused != nil || err != nil {
+		return refused, err
+	}
+	res, err := m.removeNewest(b, bucket, key, h, nonce, owner)
+	if err != nil {
+		return nil, err
+	}
+	return res, m.tell(&e, bucket, key, nil, res)
+}
+
+func (m *Machine) removeNewest(b *metapb.BucketRow, bucket uint64, key []byte, h heads, nonce uint64, owner string) (*metapb.RangeResult, error) {
 	if err := m.supersede(b, bucket, key, h); err != nil {
 		return nil, err
 	}
@@ -501,6 +546,10 @@ func (m *Machine) deleteVersion(b *metapb.BucketRow, bucket uint64, e *metapb.De
 	if m.locked(row, e.BypassGovernance) {
 		return refuse(errs.ObjectLocked, ""), nil
 	}
+	told, refused, err := m.ask(b, notification.ObjectRemovedDelete, bucket, e.Key)
+	if refused != nil || err != nil {
+		return refused, err
+	}
 	if err := m.remove(bucket, e.Key, row, isCurrent); err != nil {
 		return nil, err
 	}
@@ -518,7 +567,7 @@ func (m *Machine) deleteVersion(b *metapb.BucketRow, bucket uint64, e *metapb.De
 	}
 	nameVersion(res, b, row)
 	res.DeleteMarker = row.DeleteMarker
-	return res, nil
+	return res, m.tell(&told, bucket, e.Key, nil, res)
 }
 
 // findVersion is the version with an id, or nil, and whether it is the current one.

@@ -24,7 +24,7 @@ type world struct {
 }
 
 var worldKeys = []string{"a", "a", "a", "a/", "a/", "a/b", "a/b/c", "a/c", "a//", "b", "b\x00", "b\x00", "b\x00/c", "dir/x", "dir/y", "dir0", "\xff", "\xff/\xff", "//x", "ü"}
-var worldClasses = []string{"", "", "STANDARD_IA", "GLACIER"}
+var worldClasses = []string{"", "", "STANDARD_IA", "GLACIER", "ONEZONE_IA"}
 
 func (w *world) n(n int) int             { return w.rnd.IntN(n) }
 func (w *world) chance(percent int) bool { return w.n(100) < percent }
@@ -51,6 +51,9 @@ func (w *world) newBucketRow(id uint64) *metapb.BucketRow {
 				row.DefaultLockDays, row.DefaultLockYears = 0, 1
 			}
 		}
+	}
+	if w.chance(70) {
+		row.Events = w.someEvents()
 	}
 	return row
 }
@@ -122,6 +125,7 @@ func (w *world) someAttributes(bucket uint64) *metapb.Attributes {
 
 func (w *world) newPut() any {
 	op := w.put(w.bucketID(), w.key())
+	op.Event = pick(w, []uint32{0, 0, 0, 1, 2, 3})
 	op.Row.Data, op.Row.Size = w.someData()
 	op.Row.Attributes = w.someAttributes(op.Bucket)
 	op.Conditions = w.someConditions(op.Bucket, string(op.Key))
@@ -165,6 +169,7 @@ func (w *world) newUpdate() any {
 		w.newRestore(op)
 	case 0, 1, 2:
 		op.Change = &metapb.UpdateVersionOp_Tags{Tags: &metapb.Tags{Tags: w.someTags()}}
+		op.TagsDeleted = w.chance(30)
 	case 3:
 		op.Change = &metapb.UpdateVersionOp_LegalHold{LegalHold: w.chance(30)}
 	default:
@@ -506,7 +511,9 @@ func (w *world) newExpand() any {
 }
 
 func (w *world) newOp() any {
-	switch n := w.n(108); {
+	switch n := w.n(125); {
+	case n >= 108:
+		return w.newEventOp()
 	case n >= 100:
 		return w.newExpire()
 	case n < 25:
@@ -569,6 +576,10 @@ func (w *world) step() {
 	} else {
 		cmd = w.command(w.newOp())
 		cmd.IssuedMs += int64(w.n(4000)) - 2000
+		cmd.DayMs = pick(w, []int64{0, 0, 1000, 60000, 86400000, -1, 1 << 60})
+		if w.chance(70) {
+			cmd.Requester = &metapb.Requester{Principal: "AWS:me", SourceIp: "192.0.2.1", RequestId: fmt.Sprint(w.id()), HostId: "host"}
+		}
 		if w.chance(2) {
 			cmd.IssuedMs += int64(w.n(40)-20) * 60 * 1000
 		}
@@ -585,6 +596,7 @@ func (w *world) step() {
 	if diff := sameResult(got, want); diff != "" {
 		w.t.Fatalf("%v:\n got %v\nwant %v\n%s", cmd, got, want, diff)
 	}
+	w.checkTold()
 }
 
 func sameResult(got, want *metapb.RangeResult) string {
@@ -665,7 +677,9 @@ func (w *world) checkState() {
 	w.checkUploadListing()
 	w.checkVersionListing()
 	w.checkLifecycle()
+	w.checkSurvey()
 	w.checkSegments()
+	w.checkOutbox()
 }
 
 // checkChunks: every chunk is in exactly one place, and what is in use lies where it is used.
@@ -746,7 +760,7 @@ func (w *world) checkVersions(s *state) {
 				}
 				r := got.row
 				if r.Nonce != v.nonce || r.NullVersion != v.null || r.DeleteMarker != v.marker || r.Size != v.size || r.Etag != v.etag ||
-					r.ModifiedMs != v.modified || r.NoncurrentMs != v.noncurrent || r.GetAttributes().GetStorageClass() != v.class ||
+					r.ModifiedMs != v.modified || r.NoncurrentMs != v.noncurrent || r.ClassSinceMs != v.classSince || r.GetAttributes().GetStorageClass() != v.class ||
 					r.GetAttributes().GetLegalHold() != v.hold || tagNames(r.GetAttributes().GetTags()) != v.tags ||
 					!r.Restore.EqualVT(v.restore) || r.GetAttributes().GetLockMode() != v.lockMode || r.GetAttributes().GetLockUntilMs() != v.lockUntil ||
 					r.GetData().GetUploadSeq() != v.upload || int(r.GetData().GetParts()) != len(v.parts) {

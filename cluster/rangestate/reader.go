@@ -47,8 +47,15 @@ type Reader interface {
 	Doomed(after *metapb.DoomedID, limit int) ([]DoomedItem, error)
 	Repairs(after *metapb.RepairID, limit int) ([]RepairItem, error)
 	Counters() ([]Counter, error)
+	CountersOf(first, last storage.BucketID) ([]Counter, error)
+	Survey(q *SurveyQuery) (SurveyPage, error)
 	Refers(owner storage.Owner, chunk storage.ChunkID) (bool, error)
 	FindChunk(owner storage.Owner, chunk storage.ChunkID) (*metapb.ChunkRef, error)
+	Events(q *EventQuery) (EventPage, error)
+	EventState() (EventState, error)
+	EventCounters(after *EventCounter, limit int) (out []EventCounter, next *EventCounter, err error)
+	DeadEvents(target string, after uint64, limit int) ([]DeadEvent, error)
+	EventTimers(after *metapb.EventTimerID, limit int) ([]EventTimer, error)
 	Walk(fn func(*Item) error) error
 }
 

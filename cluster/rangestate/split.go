@@ -104,6 +104,9 @@ func (m *Machine) split(e *cluster.Entry, op *metapb.SplitOp) (*metapb.RangeResu
 			return nil, err
 		}
 	}
+	if err := m.waitForParent(cluster.GroupID(op.Child)); err != nil {
+		return nil, err
+	}
 	m.born = append(m.born, birthOf(op.Child, op.Replicas))
 	return m.splitResult(row), nil
 }

@@ -128,7 +128,7 @@ func parse(t testing.TB, db *pebble.DB) *state {
 			must(t, row.UnmarshalVT([]byte(value)))
 			at := fmt.Sprintf("%s/upload %d", pos, row.UploadSeq)
 			dooms[at] = append(dooms[at], row)
-		case kindBucket, kindCompleted, kindOutcome, kindRepair:
+		case kindBucket, kindCompleted, kindOutcome, kindRepair, kindTimer:
 		default:
 			t.Errorf("row of an unknown kind: %q", raw)
 		}

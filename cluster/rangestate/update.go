@@ -2,6 +2,7 @@ package rangestate
 
 import (
 	"cairn/proto/metapb"
+	"cairn/s3api/notification"
 	"cairn/storage"
 	"cairn/storage/errs"
 )
@@ -82,14 +83,52 @@ func (m *Machine) tryUpdate(op *metapb.UpdateVersionOp) (*metapb.RangeResult, er
 		res.Ok, res.Kind = false, uint32(errs.IsDeleteMarker)
 		return res, nil
 	}
+	restore := row.Restore
 	if res = m.change(op, row, res); !res.Ok {
 		return res, nil
+	}
+	begun := row.Restore != restore
+	e, refused, err := m.askUpdate(b, op, row, begun)
+	if refused != nil || err != nil {
+		return refused, err
+	}
+	if begun {
+		c, err := m.count(op.Bucket, row.GetAttributes().GetStorageClass())
+		if err != nil {
+			return nil, err
+		}
+		c.RestoredBytes += row.Size
+	}
+	if op.GetRestore() != nil {
+		if err := m.setTimer(b, op, row, restore, res); err != nil {
+			return nil, err
+		}
+	}
+	if err := m.tell(&e, op.Bucket, op.Key, row, res); err != nil {
+		return nil, err
 	}
 	m.key = appendRaw(m.key[:0], kindCurrent, op.Bucket, op.Key)
 	if !isCurrent {
 		m.key = appendSeqRow(m.key[:0], kindVersion, op.Bucket, op.Key, row.Seq)
 	}
 	return res, m.put(m.key, row)
+}
+
+// askUpdate is ask for an update. Locks make no event, and of restores only those that are begun.
+func (m *Machine) askUpdate(b *metapb.BucketRow, op *metapb.UpdateVersionOp, row *metapb.ObjectRow, begun bool) (event, *metapb.RangeResult, error) {
+	if op.GetTags() != nil {
+		kind := notification.ObjectTaggingPut
+		if op.TagsDeleted {
+			kind = notification.ObjectTaggingDelete
+		}
+		return m.ask(b, kind, op.Bucket, op.Key)
+	}
+	if !begun {
+		return event{}, nil, nil
+	}
+	e, refused, err := m.ask(b, notification.ObjectRestorePost, op.Bucket, op.Key)
+	e.class = string(classOf(row))
+	return e, refused, err
 }
 
 // change makes the change in row, which is not a delete marker; the result is res, or a refusal with row as it was.

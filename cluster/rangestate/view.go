@@ -417,7 +417,12 @@ type Counter struct {
 // Counters are all counters of the range, by bucket and class. Those that are all zero are left out.
 func (v *View) Counters() (out []Counter, err error) {
 	start := appendGroup(nil, v.group, subCounter)
-	err = iterate(v.r, start, prefixEnd(slices.Clone(start)), func(raw []byte, value func() ([]byte, error)) (bool, error) {
+	return v.counters(start, prefixEnd(slices.Clone(start)))
+}
+
+// counters are those whose rows lie from start to end.
+func (v *View) counters(start, end []byte) (out []Counter, err error) {
+	err = iterate(v.r, start, end, func(raw []byte, value func() ([]byte, error)) (bool, error) {
 		if len(raw) < groupHeadLen+8 {
 			return false, corrupt(raw, errMalformed)
 		}

@@ -120,6 +120,8 @@ func (it *Item) decodeRow(raw []byte, value func() ([]byte, error)) (err error) 
 		row = it.Repair
 	case kindBucket:
 		row = &metapb.BucketRow{}
+	case kindTimer:
+		row = &metapb.EventTimerRow{}
 	case kindCompleted:
 		row = &metapb.CompletedUploadRow{}
 	case kindOutcome:

@@ -3,6 +3,8 @@ package sysstate
 import (
 	"bytes"
 	"encoding/binary"
+	"slices"
+	"strings"
 
 	"cairn/proto/metapb"
 	"cairn/storage/errs"
@@ -31,8 +33,8 @@ func (t *tx) createBucket(want *metapb.SysBucket) error {
 		return refuse(errs.InvalidArgument, "a bucket needs an owner of 1 to %d bytes", nameBytesMax)
 	case metapb.Versioning_name[int32(want.Versioning)] == "":
 		return refuse(errs.InvalidArgument, "versioning %d is unknown", want.Versioning)
-	case want.DefaultLock != nil || len(want.Tags) > 0 || want.PublicAccessBlock != nil || want.NoOwnershipControls || want.Lifecycle != nil:
-		return refuse(errs.InvalidArgument, "default retention, tags, public access block, ownership controls and lifecycle rules are set once the bucket is there")
+	case want.DefaultLock != nil || len(want.Tags) > 0 || want.PublicAccessBlock != nil || want.NoOwnershipControls || want.Lifecycle != nil || len(want.Tiering) > 0 || want.Notification != nil:
+		return refuse(errs.InvalidArgument, "default retention, tags, public access block, ownership controls, lifecycle rules, tiering and notifications are set once the bucket is there")
 	}
 	cur, err := t.bucketByName(want.Name)
 	if err != nil {
@@ -140,6 +142,14 @@ func (t *tx) setBucketConfig(op *metapb.SetBucketConfigOp) error {
 	if op.GetLifecycle().GetConfig().SizeVT() > lifecycleBytesMax {
 		return refuse(errs.InvalidArgument, "lifecycle rules have at most %d bytes", lifecycleBytesMax)
 	}
+	if err := t.checkNotification(op.GetNotification().GetConfig()); err != nil {
+		return err
+	}
+	if op.Tiering != nil {
+		if err := setTiering(bk, op.Tiering); err != nil {
+			return err
+		}
+	}
 	t.conf = true
 	if op.Tags != nil {
 		bk.Tags = op.Tags.Tags
@@ -155,7 +165,12 @@ func (t *tx) setBucketConfig(op *metapb.SetBucketConfigOp) error {
 			return err
 		}
 	}
-	if op.Versioning != metapb.Versioning_VERSIONING_NEVER || op.Lock != nil || op.Lifecycle != nil {
+	if op.Notification != nil {
+		if err := t.setNotification(bk, op.Notification.Config); err != nil {
+			return err
+		}
+	}
+	if op.Versioning != metapb.Versioning_VERSIONING_NEVER || op.Lock != nil || op.Lifecycle != nil || op.Tiering != nil || op.Notification != nil {
 		if op.Versioning != metapb.Versioning_VERSIONING_NEVER {
 			bk.Versioning = op.Versioning
 		}
@@ -179,6 +194,39 @@ func (t *tx) setLifecycle(bk *metapb.SysBucket, cfg *metapb.LifecycleConfig) err
 	return t.b.Set(lifecycleKey(bk.Id), nil, nil)
 }
 
+// setTiering puts or removes one of the bucket's tiering configurations, which are kept in order of their ids. Ranges know them as they know rules.
+func setTiering(bk *metapb.SysBucket, op *metapb.SetTiering) error {
+	id := op.Remove
+	if op.Put != nil {
+		id = op.Put.Id
+	}
+	if id == "" || op.Put != nil && op.Remove != "" {
+		return refuse(errs.InvalidArgument, "a tiering configuration is put or removed, by its id")
+	}
+	at, found := slices.BinarySearchFunc(bk.Tiering, id, func(c *metapb.TieringConfig, id string) int { return strings.Compare(c.Id, id) })
+	switch {
+	case op.Put == nil && !found:
+		return refuse(errs.NotFound, "the bucket has no tiering configuration of this id")
+	case op.Put == nil:
+		bk.Tiering = slices.Delete(bk.Tiering, at, at+1)
+		return nil
+	case found:
+		bk.Tiering[at] = op.Put
+	case len(bk.Tiering) >= tieringMax:
+		return refuse(errs.EntityTooLarge, "a bucket has at most %d tiering configurations", tieringMax)
+	default:
+		bk.Tiering = slices.Insert(bk.Tiering, at, op.Put)
+	}
+	size := 0
+	for _, c := range bk.Tiering {
+		size += c.SizeVT()
+	}
+	if size > tieringBytesMax {
+		return refuse(errs.EntityTooLarge, "the tiering configurations of a bucket have at most %d bytes", tieringBytesMax)
+	}
+	return nil
+}
+
 // bucketRowsDone ends the pending state that a change of the configuration began, unless something was decided since.
 func (t *tx) bucketRowsDone(op *metapb.BucketRowsDoneOp) error {
 	bk, err := t.bucket(op.GetBucket())
@@ -200,6 +248,8 @@ const (
 	tagBytesMax  = 1024 // of a name or value
 
 	lifecycleBytesMax = 2 << 20 // encoded; as large as a command can be with room to spare
+	tieringMax        = 1000
+	tieringBytesMax   = 1 << 20 // encoded, of all together
 )
 
 func checkLock(l *metapb.BucketLock) string {
@@ -238,6 +288,9 @@ func (t *tx) removeBucket(id uint64) error {
 		return refuse(errs.Conflict, "the bucket is %s: only one that is being deleted is removed", bk.State)
 	}
 	t.conf = true
+	if err := t.unname(bk); err != nil {
+		return err
+	}
 	for _, k := range [][]byte{bucketKey(bk.Id), nameKey(bk.Name), ownerKey(bk.Owner, bk.Name), pendingKey(bk.Id), lifecycleKey(bk.Id)} {
 		if err := t.b.Delete(k, nil); err != nil {
 			return err

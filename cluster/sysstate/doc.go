@@ -1,5 +1,6 @@
 // Package sysstate is the state machine of the system group: the store's
-// identity, its nodes, drives, placement groups, Raft groups and buckets. It is pure:
+// identity, its nodes, drives, placement groups, Raft groups, buckets and targets
+// of events. It is pure:
 // it imports neither raft nor time nor rand, starts no goroutine and keeps
 // nothing in memory, so two replicas that apply the same entries hold the same
 // bytes, however the entries were cut into batches.
@@ -21,6 +22,8 @@
 //	S o [len 1][owner][name] bucket id by owner and name
 //	S u [bucket 8]           marks a bucket that is being created or deleted, or whose configuration is on its way to the ranges
 //	S l [bucket 8]           marks a bucket that has lifecycle rules
+//	S e [name]               SysTarget: a destination of events
+//	S f [len 1][target][bucket 8] marks a bucket whose notification configuration names a target
 //	S r [command 16]         OutcomeRow: the SysResult that answers a repeat
 //	S t [time 8][command 16] outcomes by age, swept as time passes
 //
@@ -40,6 +43,12 @@
 // NodesDown, which names the incarnation that fell silent, so that it never hits
 // the one that came after. A node goes down together with its drives, and a drive
 // of a node that is down cannot become active before the node is.
+//
+// # Targets
+//
+// A bucket's notification configuration can be put only while the targets that it names exist, and such a target is removed only by force. After
+// that, and until one of its name comes again, the bucket's events for it go nowhere. Targets are nothing that gateways
+// read under a lease: a delivery by the target as it was a moment ago is one that happened earlier.
 //
 // # Configuration
 //

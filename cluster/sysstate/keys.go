@@ -27,6 +27,8 @@ const (
 	kindAge     = 't'
 
 	kindLifecycle = 'l'
+	kindTarget    = 'e'
+	kindNamed     = 'f'
 )
 
 // nameBytesMax bounds bucket names, owners, regions, zones, nodes and labels;
@@ -56,6 +58,7 @@ func groupKey(id uint64) []byte              { return key64(kindGroup, id) }
 func bucketKey(id uint64) []byte             { return key64(kindBucket, id) }
 func pendingKey(id uint64) []byte            { return key64(kindPending, id) }
 func lifecycleKey(id uint64) []byte          { return key64(kindLifecycle, id) }
+func targetKey(name string) []byte           { return keyBytes(kindTarget, []byte(name)) }
 func nameKey(name string) []byte             { return keyBytes(kindName, []byte(name)) }
 func outcomeKey(id []byte) []byte            { return keyBytes(kindOutcome, id) }
 func ageKey(atMS int64, id []byte) []byte    { return append(key64(kindAge, uint64(atMS)), id...) }
@@ -66,6 +69,16 @@ func kindSpan(kind byte) (start, end []byte) { return key(kind), key(kind + 1) }
 func ownerPrefix(owner string) []byte {
 	k := append(key(kindOwner), byte(len(owner)))
 	return append(k, owner...)
+}
+
+// namedKey marks that a bucket's notification configuration names a target, whose name is as long as a target's can be.
+func namedKey(target string, bucket uint64) []byte {
+	return binary.BigEndian.AppendUint64(namedPrefix(target), bucket)
+}
+
+// namedPrefix is the beginning of the rows of one target.
+func namedPrefix(target string) []byte {
+	return append(append(key(kindNamed), byte(len(target))), target...)
 }
 
 // prefixEnd is the first key behind all keys that begin with prefix, or nil if there is none.

@@ -212,6 +212,10 @@ func (t *tx) run() error {
 		return t.bucketRowsDone(op.BucketRowsDone)
 	case *metapb.SysCommand_RemoveBucket:
 		return t.removeBucket(op.RemoveBucket.GetBucket())
+	case *metapb.SysCommand_PutTarget:
+		return t.putTarget(op.PutTarget)
+	case *metapb.SysCommand_RemoveTarget:
+		return t.removeTarget(op.RemoveTarget)
 	}
 	return t.runNodes()
 }
@@ -316,6 +320,18 @@ func get(r pebble.Reader, k []byte, m message) (bool, error) {
 		return false, corrupt(k, err)
 	}
 	return true, nil
+}
+
+// has reports whether there is a row under k.
+func has(r pebble.Reader, k []byte) (bool, error) {
+	_, closer, err := r.Get(k)
+	if errors.Is(err, pebble.ErrNotFound) {
+		return false, nil
+	}
+	if err != nil {
+		return false, errs.Wrap(errs.DriveFailed, "sysstate", fmt.Sprintf("row %q", k), err)
+	}
+	return true, closer.Close()
 }
 
 func put(b *pebble.Batch, k []byte, m message) error {

@@ -192,6 +192,10 @@ func command(n int, op any) *metapb.SysCommand {
 		c.Op = &metapb.SysCommand_RemoveBucket{RemoveBucket: op}
 	case *metapb.DriveStartedOp:
 		c.Op = &metapb.SysCommand_DriveStarted{DriveStarted: op}
+	case *metapb.PutTargetOp:
+		c.Op = &metapb.SysCommand_PutTarget{PutTarget: op}
+	case *metapb.RemoveTargetOp:
+		c.Op = &metapb.SysCommand_RemoveTarget{RemoveTarget: op}
 	default:
 		nodeCommand(c, op)
 	}
@@ -1194,7 +1198,13 @@ func randomCommands(rnd *rand.Rand, n int) []cluster.Entry {
 		ms += int64(rnd.IntN(90_000)) - 1000
 		var op any
 		d := did(rnd.IntN(8))
-		switch rnd.IntN(10) {
+		switch rnd.IntN(13) {
+		case 10:
+			op = &metapb.PutTargetOp{Target: aTarget(fmt.Sprint("t", rnd.IntN(3))), Replace: rnd.IntN(2) == 0}
+		case 11:
+			op = &metapb.RemoveTargetOp{Name: fmt.Sprint("t", rnd.IntN(3)), Force: rnd.IntN(2) == 0}
+		case 12:
+			op = notifies(rnd.Uint64N(6), fmt.Sprint("t", rnd.IntN(3)))
 		case 0:
 			op = &metapb.SetDriveStateOp{Drive: d, State: uint32(rnd.IntN(4))}
 		case 1:

@@ -262,7 +262,7 @@ func BucketByID(r pebble.Reader, id storage.BucketID) (*metapb.SysBucket, error)
 // ListBuckets are up to max of an owner's buckets whose names begin with prefix
 // and come after after, in order of their names, and whether there are more. It
 // reads only that owner's rows. Buckets that are still being created are left
-// out: nobody was told that they exist. The rows come without tags and lifecycle rules, which might be long.
+// out: nobody was told that they exist. The rows come without tags, lifecycle rules, tiering and notifications, which might be long.
 func ListBuckets(r pebble.Reader, owner, prefix, after string, max int) (page []*metapb.SysBucket, more bool, err error) {
 	if owner == "" || len(owner) > nameBytesMax {
 		return nil, false, nil
@@ -298,7 +298,9 @@ func ListBuckets(r pebble.Reader, owner, prefix, after string, max int) (page []
 }
 
 // bare takes away what may be long.
-func bare(bk *metapb.SysBucket) { bk.Tags, bk.Lifecycle = nil, nil }
+func bare(bk *metapb.SysBucket) {
+	bk.Tags, bk.Lifecycle, bk.Tiering, bk.Notification = nil, nil, nil, nil
+}
 
 // ownerSpan are the index rows of an owner's buckets whose names begin with prefix.
 func ownerSpan(owner, prefix string) (start, end []byte) {
@@ -307,7 +309,7 @@ func ownerSpan(owner, prefix string) (start, end []byte) {
 }
 
 // PendingBuckets are up to max buckets with ids above after that are being
-// created or deleted, or whose configuration is on its way to the ranges, in order of their ids, without tags and lifecycle rules: a worker finishes them.
+// created or deleted, or whose configuration is on its way to the ranges, in order of their ids, without tags, lifecycle rules, tiering and notifications: a worker finishes them.
 func PendingBuckets(r pebble.Reader, after storage.BucketID, max int) (page []*metapb.SysBucket, err error) {
 	r, done := frozen(r)
 	defer done()
@@ -325,6 +327,27 @@ func PendingBuckets(r pebble.Reader, after storage.BucketID, max int) (page []*m
 		return true, nil
 	})
 	return page, err
+}
+
+// AllBuckets are up to max buckets with ids above after in whatever state, in order of their ids, without tags, lifecycle rules, tiering and notifications.
+func AllBuckets(r pebble.Reader, after storage.BucketID, max int) (page []*metapb.SysBucket, err error) {
+	_, end := kindSpan(kindBucket)
+	err = scan(r, bucketKey(uint64(after)+1), end, func(k, v []byte) (bool, error) {
+		if len(page) >= max {
+			return false, nil
+		}
+		bk := &metapb.SysBucket{}
+		if err := bk.UnmarshalVT(v); err != nil {
+			return false, corrupt(k, err)
+		}
+		bare(bk)
+		page = append(page, bk)
+		return true, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return page, nil
 }
 
 // LifecycleBuckets are up to max active buckets with ids above after that have lifecycle rules, in order of their ids. Each comes with its

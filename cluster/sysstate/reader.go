@@ -20,6 +20,8 @@ type Reader interface {
 	ListBuckets(owner, prefix, after string, max int) (page []*metapb.SysBucket, more bool, err error)
 	PendingBuckets(after storage.BucketID, max int) ([]*metapb.SysBucket, error)
 	CountBuckets() (int64, error)
+	Targets() ([]*metapb.SysTarget, error)
+	Target(name string) (*metapb.SysTarget, error)
 }
 
 // View is the Reader over a state that is here.
@@ -57,6 +59,17 @@ func (v View) PendingBuckets(after storage.BucketID, max int) ([]*metapb.SysBuck
 
 // CountBuckets is CountBuckets.
 func (v View) CountBuckets() (int64, error) { return CountBuckets(v.r) }
+
+// Targets is Targets.
+func (v View) Targets() ([]*metapb.SysTarget, error) { return Targets(v.r) }
+
+// Target is Target.
+func (v View) Target(name string) (*metapb.SysTarget, error) { return Target(v.r, name) }
+
+// TargetsPage is TargetsPage.
+func (v View) TargetsPage(after string, max, bytesMax int) ([]*metapb.SysTarget, bool, error) {
+	return TargetsPage(v.r, after, max, bytesMax)
+}
 
 // LifecycleBuckets is LifecycleBuckets.
 func (v View) LifecycleBuckets(after storage.BucketID, max int) ([]*metapb.SysBucket, error) {
