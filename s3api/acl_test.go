@@ -71,7 +71,7 @@ func TestSettingsThatNobodyHas(t *testing.T) {
 		"policy": {"NoSuchBucketPolicy", 501, 204}, "policyStatus": {"NoSuchBucketPolicy", 405, 405}, "cors": {"NoSuchCORSConfiguration", 501, 204},
 		"encryption": {"ServerSideEncryptionConfigurationNotFoundError", 501, 204}, "website": {"NoSuchWebsiteConfiguration", 501, 204}, "replication": {"ReplicationConfigurationNotFoundError", 501, 204},
 		"requestPayment": {"<Payer>BucketOwner</Payer>", 501, 405},
-		"accelerate":     {"</AccelerateConfiguration>", 501, 405}, "logging": {"</BucketLoggingStatus>", 501, 405}, "notification": {"</NotificationConfiguration>", 501, 405},
+		"accelerate":     {"</AccelerateConfiguration>", 501, 405}, "logging": {"</BucketLoggingStatus>", 501, 405},
 	} {
 		a := h.do("GET", "/bucket?"+sub, nil)
 		if strings.Contains(c.get, "<") {

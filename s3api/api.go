@@ -48,6 +48,13 @@ type Backend interface {
 	PutBucketLock(ctx context.Context, acct objects.Account, name string, cfg objects.LockConfig) error
 	// PutBucketLifecycle replaces the bucket's lifecycle rules, which are valid; nil: none.
 	PutBucketLifecycle(ctx context.Context, acct objects.Account, bucket string, cfg *metapb.LifecycleConfig) error
+	// PutBucketNotification replaces the bucket's notification configuration, which is valid; nil: none. NotFound, with the ARN as its detail: there is no
+	// such target.
+	PutBucketNotification(ctx context.Context, acct objects.Account, bucket string, cfg *metapb.NotificationConfig) error
+	// PutBucketTiering puts a valid tiering configuration, in the place of that with its id. EntityTooLarge: there are as many as there can be.
+	PutBucketTiering(ctx context.Context, acct objects.Account, bucket string, cfg *metapb.TieringConfig) error
+	// DeleteBucketTiering removes the one with that id. NotFound: there is none.
+	DeleteBucketTiering(ctx context.Context, acct objects.Account, bucket, id string) error
 	PutBucketTags(ctx context.Context, acct objects.Account, name string, tags []*metapb.KV) error                         // nil: none
 	PutBucketPublicAccessBlock(ctx context.Context, acct objects.Account, name string, p *objects.PublicAccessBlock) error // nil: none
 	// PutBucketOwnershipControls sets whether the bucket has the ownership controls that describe it: BucketOwnerEnforced.
@@ -66,11 +73,12 @@ type Backend interface {
 	ObjectParts(ctx context.Context, acct objects.Account, in *objects.GetInput, after, max int) (o *objects.Object, parts []objects.Part, more bool, err error)
 
 	// These change a version in place and answer its id, "" on a bucket that never was versioned. DeleteMarkerError if it is a marker.
-	PutTags(ctx context.Context, acct objects.Account, v objects.VersionRef, tags []*metapb.KV) (versionID string, err error) // nil: none
+	PutTags(ctx context.Context, acct objects.Account, v objects.VersionRef, tags []*metapb.KV) (versionID string, err error)
+	DeleteTags(ctx context.Context, acct objects.Account, v objects.VersionRef) (versionID string, err error)
 	// PutRetention: AccessDenied where what is there forbids it; InvalidRequest on a bucket without object lock.
 	PutRetention(ctx context.Context, acct objects.Account, v objects.VersionRef, r objects.Retention, bypass bool) (versionID string, err error)
 	PutLegalHold(ctx context.Context, acct objects.Account, v objects.VersionRef, on bool) (versionID string, err error)
-	// RestoreObject: ArchivedError if the version is not archived; RestoreInProgress if one is under way that r does not make faster.
+	// RestoreObject: ArchivedError if the version is not archived; DaysError if r's days, 0 if none were asked for, are not for it; RestoreInProgress if one is under way that r does not make faster.
 	RestoreObject(ctx context.Context, acct objects.Account, v objects.VersionRef, r objects.RestoreRequest) (objects.RestoreResult, error)
 
 	CreateUpload(ctx context.Context, acct objects.Account, in *objects.CreateUploadInput) (objects.Upload, error)
@@ -108,6 +116,8 @@ type Config struct {
 	// Expiry tells when which of the bucket's lifecycle rules will remove a current version, for x-amz-expiration, or abort an
 	// upload, for x-amz-abort-date; nil: no answer has them. Called concurrently, and only where there are rules; must be cheap.
 	Expiry func(rules *metapb.LifecycleConfig, o lifecycle.Object) (at time.Time, ruleID string, ok bool)
+	// Destinations asks the targets of a notification configuration before it is put; nil: none is asked, only that they are known counts.
+	Destinations Destinations
 
 	RequestsMax int           // requests at once, past it 503 SlowDown; default 1024
 	XMLBytesMax int64         // bytes of XML bodies held at once by all requests; default 64 MiB

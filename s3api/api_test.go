@@ -278,7 +278,7 @@ func TestUnsupportedHeaders(t *testing.T) {
 		"X-Amz-Server-Side-Encryption=AES256": "NotImplemented", "X-Amz-Server-Side-Encryption-Customer-Algorithm=AES256": "InvalidArgument",
 		"X-Amz-Bucket-Object-Lock-Enabled=true": "NotImplemented", "X-Amz-Object-Attributes=ETag": "NotImplemented", "X-Amz-Max-Parts=1": "NotImplemented", "X-Amz-Acl=public-read": "NotImplemented", "X-Amz-Acl=bucket-owner-full-control": "",
 		"X-Amz-Grant-Full-Control=x": "NotImplemented", "X-Amz-Write-Offset-Bytes=3": "NotImplemented", "X-Amz-Invented-Yesterday=1": "NotImplemented", "X-Amz-Checksum-Xxhash32=x": "NotImplemented",
-		"X-Amz-Storage-Class=STANDARD": "", "X-Amz-Storage-Class=REDUCED_REDUNDANCY": "", "X-Amz-Storage-Class=INTELLIGENT_TIERING": "NotImplemented", "X-Amz-Storage-Class=FAST": "InvalidStorageClass",
+		"X-Amz-Storage-Class=STANDARD": "", "X-Amz-Storage-Class=REDUCED_REDUNDANCY": "", "X-Amz-Storage-Class=OUTPOSTS": "NotImplemented", "X-Amz-Storage-Class=FAST": "InvalidStorageClass",
 		"X-Amz-Website-Redirect-Location=nowhere": "InvalidArgument", "X-Amz-Website-Redirect-Location=https://x": "", "If-Modified-Since=x": "NotImplemented", "If-Match=\"x\"": "NoSuchKey",
 		"X-Amz-Expected-Bucket-Owner=alice-id": "", "X-Amz-Expected-Bucket-Owner=bob-id": "AccessDenied", "X-Amz-Request-Payer=requester": "", "Content-Range=bytes 0-0/5": "NotImplemented", "X-Amz-Copy-Source-Range=bytes=0-1": "InvalidArgument", "X-Amz-Mfa=1 2": "",
 	} {
@@ -538,7 +538,7 @@ func TestCopyHeaders(t *testing.T) {
 		}
 	}
 	for headers, want := range map[string]string{
-		"X-Amz-Metadata-Directive=MOVE": "InvalidArgument", "X-Amz-Tagging-Directive=REPLACE": "", "X-Amz-Checksum-Algorithm=MD4": "InvalidRequest", "X-Amz-Storage-Class=INTELLIGENT_TIERING": "NotImplemented",
+		"X-Amz-Metadata-Directive=MOVE": "InvalidArgument", "X-Amz-Tagging-Directive=REPLACE": "", "X-Amz-Checksum-Algorithm=MD4": "InvalidRequest", "X-Amz-Storage-Class=OUTPOSTS": "NotImplemented",
 		"X-Amz-Copy-Source-If-Modified-Since=never": "InvalidArgument", "X-Amz-Copy-Source-If-None-Match=*": "PreconditionFailed", "X-Amz-Website-Redirect-Location=/x": "NotImplemented",
 		"If-None-Match=*": "PreconditionFailed", "X-Amz-Source-Expected-Bucket-Owner=x": "AccessDenied", "X-Amz-Copy-Source-Server-Side-Encryption-Customer-Key=x": "InvalidArgument",
 	} {

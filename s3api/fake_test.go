@@ -23,17 +23,20 @@ import (
 
 // fake is a Backend in memory: the smallest that means what S3 means.
 type fake struct {
-	mu      sync.Mutex
-	buckets map[string]*fakeBucket
-	uploads int
-	seq     uint64 // of versions
-	err     error  // answered by every call, if set
-	sendErr error  // answered by Send after sendN bytes, if set
-	sendN   int
-	block   chan struct{} // HeadObject waits for it, if set
-	now     time.Time
-	puts    []*objects.PutInput // as they came
-	open    int                 // objects not closed
+	mu       sync.Mutex
+	buckets  map[string]*fakeBucket
+	uploads  int
+	seq      uint64 // of versions
+	err      error  // answered by every call, if set
+	sendErr  error  // answered by Send after sendN bytes, if set
+	sendN    int
+	block    chan struct{} // HeadObject waits for it, if set
+	now      time.Time
+	puts     []*objects.PutInput        // as they came
+	targets  []string                   // of events
+	asked    func(acct objects.Account) // told who asks about a bucket, if set
+	untagged []objects.VersionRef       // whose tags were deleted
+	open     int                        // objects not closed
 }
 
 type fakeBucket struct {
@@ -54,6 +57,7 @@ type fakeObject struct {
 	parts    []int
 	detail   []objects.Part // of the parts
 	restore  *metapb.Restore
+	tiering  *metapb.Tiering
 }
 
 type fakeUpload struct {
@@ -68,6 +72,9 @@ func newFake() *fake {
 func (f *fake) bucket(acct objects.Account, name string) (*fakeBucket, error) {
 	if f.err != nil {
 		return nil, f.err
+	}
+	if f.asked != nil {
+		f.asked(acct)
 	}
 	b := f.buckets[name]
 	if b == nil {
@@ -290,7 +297,7 @@ func (f *fake) find(acct objects.Account, in *objects.GetInput) (*objects.Object
 }
 
 func (b *fakeBucket) object(key string, o *fakeObject) *objects.Object {
-	return &objects.Object{Key: storage.Key(key), Size: int64(len(o.data)), ETag: o.etag, Modified: o.modified, Attributes: o.attrs, Checksums: o.sums, Owner: b.Owner, Parts: len(o.parts), Restore: o.restore}
+	return &objects.Object{Key: storage.Key(key), Size: int64(len(o.data)), ETag: o.etag, Modified: o.modified, Attributes: o.attrs, Checksums: o.sums, Owner: b.Owner, Parts: len(o.parts), Restore: o.restore, Tiering: o.tiering}
 }
 
 // read is find for who wants the bytes.
@@ -379,6 +386,7 @@ func (f *fake) CopyObject(_ context.Context, acct objects.Account, in *objects.C
 	}
 	dup := *src
 	dup.parts, dup.detail, dup.restore = nil, nil, nil
+	dup.tiering = nil
 	attrs := in.Attributes.CloneVT()
 	if attrs == nil {
 		attrs = src.attrs.CloneVT()

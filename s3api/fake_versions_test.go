@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"cairn/proto/metapb"
+	"cairn/s3api/notification"
 	"cairn/s3api/objects"
 	"cairn/storage"
 	"cairn/storage/errs"
@@ -179,6 +180,23 @@ func (f *fake) PutBucketOwnershipControls(_ context.Context, acct objects.Accoun
 	return err
 }
 
+func (f *fake) PutBucketNotification(_ context.Context, acct objects.Account, name string, cfg *metapb.NotificationConfig) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	b, err := f.bucket(acct, name)
+	if err != nil {
+		return err
+	}
+	for _, r := range cfg.GetRules() {
+		if arn, _ := notification.ParseARN(r.Arn); !slices.Contains(f.targets, arn.Target()) {
+			return errs.New(errs.NotFound, "fake", "", r.Arn)
+		}
+	}
+	b.Notification = cfg
+	b.Generation++
+	return nil
+}
+
 func (f *fake) PutBucketLifecycle(_ context.Context, acct objects.Account, name string, cfg *metapb.LifecycleConfig) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -188,6 +206,39 @@ func (f *fake) PutBucketLifecycle(_ context.Context, acct objects.Account, name 
 		b.Generation++
 	}
 	return err
+}
+
+func (f *fake) PutBucketTiering(_ context.Context, acct objects.Account, name string, cfg *metapb.TieringConfig) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	b, err := f.bucket(acct, name)
+	if err != nil {
+		return err
+	}
+	at, found := slices.BinarySearchFunc(b.Tiering, cfg.Id, func(c *metapb.TieringConfig, id string) int { return strings.Compare(c.Id, id) })
+	switch {
+	case found:
+		b.Tiering[at] = cfg
+	case len(b.Tiering) == 1000:
+		return errs.New(errs.EntityTooLarge, "fake", "", "for the operator")
+	default:
+		b.Tiering = slices.Insert(b.Tiering, at, cfg)
+	}
+	return nil
+}
+
+func (f *fake) DeleteBucketTiering(_ context.Context, acct objects.Account, name, id string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	b, err := f.bucket(acct, name)
+	if err != nil {
+		return err
+	}
+	n := len(b.Tiering)
+	if b.Tiering = slices.DeleteFunc(b.Tiering, func(c *metapb.TieringConfig) bool { return c.Id == id }); len(b.Tiering) == n {
+		return errs.New(errs.NotFound, "fake", "", "for the operator")
+	}
+	return nil
 }
 
 func (f *fake) ListVersions(_ context.Context, acct objects.Account, in *objects.ListVersionsInput) (*objects.ListVersionsOutput, error) {
@@ -278,6 +329,10 @@ func (f *fake) PutTags(_ context.Context, acct objects.Account, v objects.Versio
 	return f.change(acct, v, false, func(a *metapb.Attributes) error { a.Tags = tags; return nil })
 }
 
+func (f *fake) DeleteTags(_ context.Context, acct objects.Account, v objects.VersionRef) (string, error) {
+	return f.change(acct, v, false, func(a *metapb.Attributes) error { a.Tags, f.untagged = nil, append(f.untagged, v); return nil })
+}
+
 func (f *fake) PutRetention(_ context.Context, acct objects.Account, v objects.VersionRef, r objects.Retention, bypass bool) (string, error) {
 	return f.change(acct, v, true, func(a *metapb.Attributes) error {
 		until := int64(0)
@@ -299,15 +354,15 @@ func (f *fake) PutLegalHold(_ context.Context, acct objects.Account, v objects.V
 
 func (o *fakeObject) archived() bool {
 	c := o.attrs.GetStorageClass()
-	return c == "GLACIER" || c == "DEEP_ARCHIVE"
+	return c == "GLACIER" || c == "DEEP_ARCHIVE" || o.tiering.GetTier() >= metapb.Tiering_ARCHIVE
 }
 
 func (o *fakeObject) readable(now time.Time) bool {
-	return o.restore != nil && now.UnixMilli() >= o.restore.ReadyMs && now.UnixMilli() < o.restore.ExpiresMs
+	return o.restore != nil && now.UnixMilli() >= o.restore.ReadyMs && (now.UnixMilli() < o.restore.ExpiresMs || o.tiering != nil)
 }
 
 func (o *fakeObject) refuse() error {
-	return &objects.ArchivedError{Class: storage.StorageClass(o.attrs.GetStorageClass()), Err: errs.New(errs.InvalidObjectState, "fake", "", "")}
+	return &objects.ArchivedError{Class: storage.StorageClass(o.attrs.GetStorageClass()), Tier: o.tiering.GetTier(), Err: errs.New(errs.InvalidObjectState, "fake", "", "")}
 }
 
 // RestoreObject makes a version readable in an hour of the fake's time.
@@ -324,6 +379,8 @@ func (f *fake) RestoreObject(_ context.Context, acct objects.Account, v objects.
 		return res, err
 	case !o.archived():
 		return res, o.refuse()
+	case (r.Days == 0) != (o.tiering != nil):
+		return res, &objects.DaysError{Err: errs.New(errs.InvalidArgument, "fake", "", "'Days' is not as it should be")}
 	case o.attrs.StorageClass == "DEEP_ARCHIVE" && r.Tier == "Expedited":
 		return res, errs.New(errs.InvalidArgument, "fake", "", "Retrieval option is not supported by this storage class")
 	case o.restore != nil && o.restore.ReadyMs > f.now.UnixMilli() && (r.Tier != "Expedited" || o.restore.Tier == r.Tier):

@@ -102,6 +102,11 @@ func (q *request) checkHeader(name, value string) error {
 			return nil
 		}
 		return notImplementedHeader(name)
+	case skipValidationHeader:
+		if q.op.name == "PutBucketNotificationConfiguration" {
+			return nil
+		}
+		return notImplementedHeader(name)
 	case "X-Amz-Object-Attributes", "X-Amz-Max-Parts", "X-Amz-Part-Number-Marker":
 		if q.op.name == "GetObjectAttributes" {
 			return nil
@@ -250,7 +255,7 @@ func (q *request) storageClass() (string, error) {
 // storable reports whether objects can be written to a class, beside STANDARD.
 func storable(c storage.StorageClass) bool {
 	switch c {
-	case storage.StandardIA, storage.OnezoneIA, storage.GlacierIR, storage.Glacier, storage.DeepArchive:
+	case storage.StandardIA, storage.OnezoneIA, storage.IntelligentTiering, storage.GlacierIR, storage.Glacier, storage.DeepArchive:
 		return true
 	}
 	return false
@@ -259,7 +264,7 @@ func storable(c storage.StorageClass) bool {
 // knownClass reports whether S3 has such a class and cairn has not.
 func knownClass(c storage.StorageClass) bool {
 	switch c {
-	case storage.IntelligentTiering, "OUTPOSTS", "SNOW", "EXPRESS_ONEZONE", "FSX_OPENZFS", "FSX_ONTAP",
+	case "OUTPOSTS", "SNOW", "EXPRESS_ONEZONE", "FSX_OPENZFS", "FSX_ONTAP",
 		"AWS_BACKUP_WARM", "AWS_BACKUP_LOW_COST_WARM":
 		return true
 	}

@@ -29,12 +29,9 @@ func (q *request) setMinimumSize(cfg *metapb.LifecycleConfig) {
 
 func putBucketLifecycle(q *request) (*response, error) {
 	cfg := &metapb.LifecycleConfig{}
-	switch v := q.hdr(minimumSizeHeader); v {
-	case "", minimumSizeAll:
-	case minimumSizeVaries:
-		cfg.VariesByStorageClass = true
-	default:
-		return nil, s3err.New(s3err.InvalidRequest, "Invalid TransitionDefaultMinimumObjectSize found: "+clip(v))
+	var err error
+	if cfg.VariesByStorageClass, err = minimumSize(q.hdr(minimumSizeHeader)); err != nil {
+		return nil, err
 	}
 	doc, err := q.readProven()
 	if err != nil {
@@ -48,6 +45,17 @@ func putBucketLifecycle(q *request) (*response, error) {
 	}
 	q.setMinimumSize(cfg)
 	return q.ok(), nil
+}
+
+// minimumSize reads a value of that header.
+func minimumSize(v string) (varies bool, err error) {
+	switch v {
+	case "", minimumSizeAll:
+		return false, nil
+	case minimumSizeVaries:
+		return true, nil
+	}
+	return false, s3err.New(s3err.InvalidRequest, "Invalid TransitionDefaultMinimumObjectSize found: "+clip(v))
 }
 
 func deleteBucketLifecycle(q *request) (*response, error) {

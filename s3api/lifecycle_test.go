@@ -240,10 +240,7 @@ func badActions() [][2]string {
 		{move("2030-01-01", "GLACIER_IR") + date("2030-01-01"), "InvalidArgument"},
 		{moveOld("200", "STANDARD_IA", "") + noRemove, "InvalidArgument: 'NoncurrentDays' in the NoncurrentVersionExpiration action for filter '(prefix=)' must be greater than 'NoncurrentDays' in the NoncurrentVersionTransition action"},
 
-		// Valid, and not done here.
-		{move("0", "INTELLIGENT_TIERING"), "NotImplemented: Lifecycle transitions to the storage class INTELLIGENT_TIERING are not implemented."},
-		{moveOld("0", "INTELLIGENT_TIERING", ""), "NotImplemented: Lifecycle transitions to the storage class INTELLIGENT_TIERING are"},
-		{move("1", "INTELLIGENT_TIERING") + date("2023-09-27T00:00:01Z"), "InvalidArgument"}, // what is not valid comes first
+		{move("1", "INTELLIGENT_TIERING") + date("2023-09-27T00:00:01Z"), "InvalidArgument"},
 		{date("2023-09-27") + "<Transition><Date>20220927</Date><StorageClass>GLACIER</StorageClass></Transition>", "MalformedXML"},
 	}
 }
@@ -276,7 +273,6 @@ func TestLifecycleRefusals(t *testing.T) {
 		"InvalidRequest: Filter element can only be used in Lifecycle V2.":                                             lifecycleDoc("<Prefix>a</Prefix>"+enabled+expire, good),
 		"InvalidRequest: Base level prefix cannot be used in Lifecycle V2, prefixes are only supported in the Filter.": lifecycleDoc(good, "<Prefix>a</Prefix>"+enabled+expire),
 		"MalformedXML: " + s3err.MalformedXML.Message():                                                                []byte("<LifecycleConfiguration><Other/></LifecycleConfiguration>"),
-		"NotImplemented: Lifecycle transitions to the storage class INTELLIGENT_TIERING are not implemented.":          lifecycleDoc(all+enabled+move("1", "INTELLIGENT_TIERING"), good),
 	} {
 		if _, err := lifecycleRules(doc); err == nil {
 			t.Errorf("%s: accepted", want)
@@ -307,9 +303,6 @@ func TestBucketLifecycle(t *testing.T) {
 	h.want(h.putLifecycle([]byte("<x/>")), 400, "MalformedXML")
 	h.want(h.putLifecycle(append(doc, "x"...)), 400, "MalformedXML")
 	h.want(h.putLifecycle(lifecycleDoc("<ID>a</ID>"+all+"<Status>enabled</Status>"+expire)), 400, "MalformedXML")
-	if a := h.want(h.putLifecycle(lifecycleDoc(all+enabled+move("1", "INTELLIGENT_TIERING"))), 501, "NotImplemented"); a.element("StorageClassRequested") != "INTELLIGENT_TIERING" {
-		t.Error(a.body)
-	}
 	absent()
 
 	const sizes = "X-Amz-Transition-Default-Minimum-Object-Size"

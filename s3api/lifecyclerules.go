@@ -35,7 +35,7 @@ func badRuleArgument(format string, args ...any) error {
 }
 
 // lifecycleRules reads a LifecycleConfiguration and makes the rules of it that are kept. They are what the client wrote, in its
-// order; those without an ID get one. What is not a valid configuration is told as that, before what is valid and not implemented.
+// order; those without an ID get one.
 func lifecycleRules(doc []byte) ([]*metapb.LifecycleRule, error) {
 	sent, err := s3xml.ParseLifecycle(doc)
 	var many *s3xml.TooMany
@@ -59,14 +59,6 @@ func lifecycleRules(doc []byte) ([]*metapb.LifecycleRule, error) {
 		}
 		ids[rule.Id] = true
 		rules = append(rules, rule)
-	}
-	for _, rule := range rules {
-		for _, t := range slices.Concat(rule.Transitions, rule.NoncurrentTransitions) {
-			if !storable(storage.StorageClass(t.StorageClass)) {
-				return nil, s3err.New(s3err.NotImplemented, "Lifecycle transitions to the storage class "+t.StorageClass+" are not implemented.",
-					s3err.Field{Name: "StorageClassRequested", Value: t.StorageClass})
-			}
-		}
 	}
 	return rules, nil
 }

@@ -188,6 +188,7 @@ func (q *request) objectHeaders(o *objects.Object, in *objects.GetInput) (int, e
 	}
 	q.lockHeaders(o.Attributes)
 	q.setRestore(o)
+	q.setArchiveStatus(o)
 	if in.VersionID == "" { // S3 tells it of no version that is asked for by its id
 		q.setExpiration(o)
 	}

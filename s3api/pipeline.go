@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net"
 	"net/http"
 	"strconv"
 	"strings"
@@ -105,11 +106,22 @@ func (q *request) authenticate() error {
 	if refusal != nil {
 		return signatureError(refusal)
 	}
-	q.acct, q.seed, q.payload, q.sha256 = acct, seed, a.Payload, a.ContentSHA256
+	q.identify(acct)
+	q.seed, q.payload, q.sha256 = seed, a.Payload, a.ContentSHA256
 	if a.Presigned {
 		q.hoist()
 	}
 	return nil
+}
+
+// identify says who asks, and by which request.
+func (q *request) identify(acct objects.Account) {
+	q.acct = acct
+	ip, _, err := net.SplitHostPort(q.r.RemoteAddr)
+	if err != nil {
+		ip = "" // not every connection has an address
+	}
+	q.acct.Request = objects.Request{ID: q.id, HostID: q.h.cfg.HostID, SourceIP: ip}
 }
 
 func (q *request) hasToken() bool {
@@ -335,6 +347,7 @@ func (q *request) describe(err error) *s3err.Error {
 		var a *objects.ArchivedError
 		if errors.As(err, &a) {
 			add("StorageClass", classOf(string(a.Class)))
+			add("AccessTier", archiveTier(a.Tier))
 		}
 	}
 	return &e

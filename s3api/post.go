@@ -68,7 +68,7 @@ func postObject(q *request) (*response, error) {
 	if err := b.lockable(attrs); err != nil {
 		return nil, err
 	}
-	out, err := q.h.backend.PutObject(q.r.Context(), q.acct, &objects.PutInput{Bucket: q.bucket, Key: q.key, Body: &formBody{b, f}, Attributes: attrs})
+	out, err := q.h.backend.PutObject(q.r.Context(), q.acct, &objects.PutInput{Bucket: q.bucket, Key: q.key, Body: &formBody{b, f}, Attributes: attrs, Form: true})
 	if err != nil {
 		return nil, err
 	}
@@ -190,7 +190,7 @@ func (q *request) authenticateForm(fields map[string]string) (*postPolicy, error
 	if refusal := q.h.verifier.CheckPolicy(&p, secret); refusal != nil {
 		return nil, signatureError(refusal)
 	}
-	q.acct = acct
+	q.identify(acct)
 	return parsePostPolicy(fields["policy"])
 }
 

@@ -32,7 +32,8 @@ func (q *request) authenticateV2(sr *sigv4.Request) (claimed bool, err error) {
 	if refusal := p.Check(sr, q.h.bucketOfHost(q.r.Host), secret, q.h.cfg.Now()); refusal != nil {
 		return true, signatureError(refusal)
 	}
-	q.acct, q.seed, q.payload, q.sha256 = acct, sigv4.Seed{}, sigv4.PayloadUnsigned, sigv4.UnsignedPayload
+	q.identify(acct)
+	q.seed, q.payload, q.sha256 = sigv4.Seed{}, sigv4.PayloadUnsigned, sigv4.UnsignedPayload
 	q.hoist()
 	return true, nil
 }

@@ -1,6 +1,7 @@
 package s3api
 
 import (
+	"errors"
 	"net/http"
 	"strings"
 	"time"
@@ -31,13 +32,17 @@ func restoreObject(q *request) (*response, error) {
 	days := s3err.Field{Name: "ArgumentName", Value: "Days"}
 	switch {
 	case sent.Days == nil:
-		return nil, s3err.New(s3err.InvalidArgument, "'Days' is required to restore an object.", days)
+		sent.Days = new(int64) // whether there may be any depends on the version
 	case *sent.Days < 1 || *sent.Days > restoreDaysMax:
 		return nil, s3err.New(s3err.InvalidArgument, "'Days' must be a positive integer, at most "+itoa(restoreDaysMax)+".", days, s3err.Field{Name: "ArgumentValue", Value: itoa(*sent.Days)})
-	case sent.Tier == "":
+	}
+	if sent.Tier == "" {
 		sent.Tier = standardRestore
 	}
 	res, err := q.h.backend.RestoreObject(q.r.Context(), q.acct, v, objects.RestoreRequest{Days: int(*sent.Days), Tier: sent.Tier})
+	if wrong := (*objects.DaysError)(nil); errors.As(err, &wrong) {
+		err = s3err.New(s3err.InvalidArgument, wrong.Err.Detail, days)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -129,7 +129,7 @@ func TestRefusedOperations(t *testing.T) {
 		}
 		n++
 	}
-	if n < 40 {
+	if n < 35 {
 		t.Errorf("only %d operations refused", n)
 	}
 }

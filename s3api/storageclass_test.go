@@ -16,7 +16,7 @@ const classHeader = "X-Amz-Storage-Class"
 func classAnswers() map[string][2]string {
 	return map[string][2]string{
 		"STANDARD": {"", ""}, "REDUCED_REDUNDANCY": {"", ""}, "STANDARD_IA": {"", "STANDARD_IA"}, "ONEZONE_IA": {"", "ONEZONE_IA"}, "GLACIER_IR": {"", "GLACIER_IR"},
-		"INTELLIGENT_TIERING": {"NotImplemented"}, "GLACIER": {"", "GLACIER"}, "DEEP_ARCHIVE": {"", "DEEP_ARCHIVE"}, "OUTPOSTS": {"NotImplemented"}, "SNOW": {"NotImplemented"},
+		"INTELLIGENT_TIERING": {"", "INTELLIGENT_TIERING"}, "GLACIER": {"", "GLACIER"}, "DEEP_ARCHIVE": {"", "DEEP_ARCHIVE"}, "OUTPOSTS": {"NotImplemented"}, "SNOW": {"NotImplemented"},
 		"EXPRESS_ONEZONE": {"NotImplemented"}, "FSX_OPENZFS": {"NotImplemented"}, "FSX_ONTAP": {"NotImplemented"}, "standard": {"InvalidStorageClass"}, "STANDARD-IA": {"InvalidStorageClass"}, "": {"InvalidStorageClass"},
 	}
 }
@@ -154,7 +154,7 @@ func TestSDKStorageClasses(t *testing.T) {
 	if l, err := c.ListObjectsV2(ctx, &s3.ListObjectsV2Input{Bucket: bucket}); err != nil || len(l.Contents) != 1 || l.Contents[0].StorageClass != types.ObjectStorageClassGlacierIr {
 		t.Errorf("%v %+v", err, l)
 	}
-	if _, err := c.PutObject(ctx, &s3.PutObjectInput{Bucket: bucket, Key: key, StorageClass: types.StorageClassIntelligentTiering}); apiCode(err) != "NotImplemented" {
+	if _, err := c.PutObject(ctx, &s3.PutObjectInput{Bucket: bucket, Key: key, StorageClass: types.StorageClassSnow}); apiCode(err) != "NotImplemented" {
 		t.Error(err)
 	}
 	if _, err := c.PutObject(ctx, &s3.PutObjectInput{Bucket: bucket, Key: key, StorageClass: "COLD"}); apiCode(err) != "InvalidStorageClass" {

@@ -10,7 +10,6 @@ import (
 	"unicode/utf8"
 
 	"cairn/proto/metapb"
-	"cairn/s3api/objects"
 	"cairn/s3api/s3err"
 	"cairn/s3api/s3xml"
 )
@@ -140,7 +139,12 @@ func putObjectTagging(q *request) (*response, error) {
 	if err != nil {
 		return nil, err
 	}
-	return q.putTags(v, tags, http.StatusOK)
+	id, err := q.h.backend.PutTags(q.r.Context(), q.acct, v, tags)
+	if err != nil {
+		return nil, err
+	}
+	q.setVersion(id)
+	return q.ok(), nil
 }
 
 func deleteObjectTagging(q *request) (*response, error) {
@@ -148,16 +152,12 @@ func deleteObjectTagging(q *request) (*response, error) {
 	if err != nil {
 		return nil, err
 	}
-	return q.putTags(v, nil, http.StatusNoContent)
-}
-
-func (q *request) putTags(v objects.VersionRef, tags []*metapb.KV, status int) (*response, error) {
-	id, err := q.h.backend.PutTags(q.r.Context(), q.acct, v, tags)
+	id, err := q.h.backend.DeleteTags(q.r.Context(), q.acct, v)
 	if err != nil {
 		return nil, err
 	}
 	q.setVersion(id)
-	return q.withStatus(status), nil
+	return q.withStatus(http.StatusNoContent), nil
 }
 
 func getBucketTagging(q *request) (*response, error) {

@@ -15,7 +15,8 @@
 // the one to the class furthest down is taken, if S3 allows the way there. What
 // removes bytes goes before a transition of the same time, and a transition
 // before an expiration that only puts a delete marker on top; an
-// expiration that was due earlier goes first in any case.
+// expiration that was due earlier goes first in any case. Tiers of INTELLIGENT_TIERING
+// change where nothing else is due.
 package lifecycle
 
 import (
@@ -51,6 +52,11 @@ type Object struct {
 	Newer        int                  // of a noncurrent version: how many newer noncurrent ones there are
 	Versioned    bool                 // the end of a current version is a delete marker on top
 	Locked       bool                 // retention or legal hold forbids to remove it now
+
+	// Of INTELLIGENT_TIERING:
+	Tier       metapb.Tiering_Tier
+	AccessedMS int64 // when it was last read or, if never, made
+	RestoredMS int64 // when the restore is ready that was asked for in an archive tier; 0: none was
 }
 
 // What is an action.
@@ -64,6 +70,7 @@ const (
 	RemoveMarker          // a delete marker that nothing is left behind: removed
 	Abort                 // an upload in progress: aborted
 	Transition            // the version: to Class
+	Retier                // the version: to another tier of INTELLIGENT_TIERING
 )
 
 func (w What) String() string {
@@ -78,6 +85,8 @@ func (w What) String() string {
 		return "abort upload"
 	case Transition:
 		return "transition"
+	case Retier:
+		return "change tier"
 	}
 	return "nothing"
 }
@@ -85,7 +94,7 @@ func (w What) String() string {
 // Action is what is due for an object. The zero value is nothing.
 type Action struct {
 	What  What
-	Class storage.StorageClass // of a transition
+	Class storage.StorageClass // of a transition; of a change of the tier, the one that has the bytes of the new tier: see Tier
 	Rule  string               // the id of the rule that wants it
 	DueMS int64                // since when, unix milliseconds
 }

@@ -15,6 +15,8 @@ type Rules struct {
 	dayMS    int64
 	varies   bool
 	prefixes []prefix // in order of their text
+	tiered   bool     // there are objects of INTELLIGENT_TIERING
+	tiering  []*metapb.TieringConfig
 }
 
 // prefix is the rules of one prefix.
@@ -73,11 +75,11 @@ func (r *Rules) longest(key string) int {
 }
 
 // Empty reports whether there is nothing that could ever be due.
-func (r *Rules) Empty() bool { return len(r.prefixes) == 0 }
+func (r *Rules) Empty() bool { return len(r.prefixes) == 0 && !r.tiered }
 
 // From is the first key, not below the one given, that any rule can match; ok is false if there is none.
 func (r *Rules) From(key storage.Key) (from storage.Key, ok bool) {
-	if r.longest(string(key)) >= 0 {
+	if r.tiered || r.longest(string(key)) >= 0 {
 		return key, true
 	}
 	at, _ := r.search(string(key))
@@ -94,7 +96,7 @@ func (r *Rules) DayMS() int64 { return r.dayMS }
 func (r *Rules) Decide(o *Object, nowMS int64) Action {
 	i := r.longest(string(o.Key))
 	if i < 0 {
-		return Action{}
+		return r.tier(o, nowMS)
 	}
 	c := choice{rules: r, o: o, nowMS: nowMS}
 	for ; i >= 0; i = r.prefixes[i].parent {
@@ -104,7 +106,10 @@ func (r *Rules) Decide(o *Object, nowMS int64) Action {
 			}
 		}
 	}
-	return c.action()
+	if a := c.action(); a.What != Nothing {
+		return a
+	}
+	return r.tier(o, nowMS)
 }
 
 // choice gathers what the rules that match want of one object.
@@ -191,7 +196,7 @@ func (c *choice) moves(r rule, t *metapb.LifecycleTransition, fromMS int64) {
 	if class == storage.StandardIA || class == storage.OnezoneIA {
 		due = max(due, after(fromMS, infrequentDays, c.rules.dayMS))
 	}
-	if due > c.nowMS || !MayMove(c.o.Class, class) || !largeEnough(r.Filter, c.rules.varies, c.o, class) {
+	if due > c.nowMS || !MayMove(c.o.Class, class) || !mayLeave(c.o, class, c.nowMS) || !largeEnough(r.Filter, c.rules.varies, c.o, class) {
 		return
 	}
 	n, _ := rank(class)

@@ -1,6 +1,7 @@
 package objects
 
 import (
+	"cmp"
 	"context"
 	"time"
 
@@ -13,8 +14,9 @@ import (
 func bucketFromRow(r *metapb.SysBucket) Bucket {
 	b := Bucket{
 		Name: r.Name, ID: storage.BucketID(r.Id), Owner: r.Owner, Created: time.UnixMilli(r.CreatedMs).UTC(), Region: r.Region,
-		Versioning: r.Versioning, Tags: r.Tags, OwnershipControls: !r.NoOwnershipControls, Lifecycle: r.Lifecycle, Generation: r.Generation,
-		Lock: LockConfig{Enabled: r.ObjectLock, Mode: r.GetDefaultLock().GetMode(), Days: r.GetDefaultLock().GetDays(), Years: r.GetDefaultLock().GetYears()},
+		Versioning: r.Versioning, Tags: r.Tags, OwnershipControls: !r.NoOwnershipControls, Lifecycle: r.Lifecycle, Tiering: r.Tiering, Generation: r.Generation,
+		Notification: r.Notification,
+		Lock:         LockConfig{Enabled: r.ObjectLock, Mode: r.GetDefaultLock().GetMode(), Days: r.GetDefaultLock().GetDays(), Years: r.GetDefaultLock().GetYears()},
 	}
 	if p := r.PublicAccessBlock; p != nil {
 		b.PublicAccessBlock = &PublicAccessBlock{
@@ -147,14 +149,36 @@ func (s *Store) isActive(ctx context.Context, id uint64) bool {
 // pendingBucket is a bucket in one state of its creation, deletion or change.
 type pendingBucket struct{ id, generation uint64 }
 
+// events is what the ranges of a bucket need to write its events; nil if nobody wants any. It is read afresh: answers of commands leave it out. What is
+// newer than the decision that row is of comes with a decision of its own, too.
+func (s *Store) events(ctx context.Context, row *metapb.SysBucket) (*metapb.BucketEvents, error) {
+	if row.State == metapb.BucketState_BUCKET_CREATING {
+		return nil, nil
+	}
+	var now *metapb.SysBucket
+	err := s.cfg.Meta.System(ctx, func(r sysstate.Reader) (err error) {
+		now, err = r.BucketByID(storage.BucketID(row.Id))
+		return err
+	})
+	if err != nil || now.Notification == nil {
+		return nil, err
+	}
+	return &metapb.BucketEvents{Name: now.Name, Owner: now.Owner, Region: cmp.Or(now.Region, s.cfg.Region), Config: now.Notification}, nil
+}
+
 // putBucketRows writes the bucket's row in every range that can hold its keys, which also lifts fences of lower generations.
 func (s *Store) putBucketRows(ctx context.Context, row *metapb.SysBucket, generation uint64) error {
+	events, err := s.events(ctx, row)
+	if err != nil {
+		return err
+	}
 	return s.cfg.Meta.EachRange(ctx, storage.BucketID(row.Id), func(from []byte) *metapb.RangeCommand {
 		return &metapb.RangeCommand{Op: &metapb.RangeCommand_PutBucket{PutBucket: &metapb.PutBucketOp{
 			From: from,
 			Row: &metapb.BucketRow{
 				Format: 1, Id: row.Id, Generation: generation, Versioning: row.Versioning, ObjectLock: row.ObjectLock,
 				DefaultLockMode: row.GetDefaultLock().GetMode(), DefaultLockDays: row.GetDefaultLock().GetDays(), DefaultLockYears: row.GetDefaultLock().GetYears(),
+				Events: events,
 			},
 		}}}
 	}, func(_ *metapb.RangeResult, err error) (bool, error) { return true, err })
@@ -207,6 +231,23 @@ func (s *Store) PutBucketLifecycle(ctx context.Context, acct Account, bucket str
 	return s.configure(ctx, acct, bucket, &metapb.SetBucketConfigOp{Lifecycle: &metapb.SetLifecycle{Config: cfg}})
 }
 
+// PutBucketNotification replaces the bucket's notification configuration, which the caller has checked; nil removes it. What happens to
+// objects from its return on makes events by it, and by no other. NotFound, with the ARN as its detail: it names a target that does not exist.
+func (s *Store) PutBucketNotification(ctx context.Context, acct Account, bucket string, cfg *metapb.NotificationConfig) error {
+	return s.configure(ctx, acct, bucket, &metapb.SetBucketConfigOp{Notification: &metapb.SetNotification{Config: cfg}})
+}
+
+// PutBucketTiering puts a tiering configuration, which the caller has checked, in the place of that with its id. EntityTooLarge: the bucket has as
+// many as it can have.
+func (s *Store) PutBucketTiering(ctx context.Context, acct Account, bucket string, cfg *metapb.TieringConfig) error {
+	return s.configure(ctx, acct, bucket, &metapb.SetBucketConfigOp{Tiering: &metapb.SetTiering{Put: cfg}})
+}
+
+// DeleteBucketTiering removes the tiering configuration of an id. NotFound: there is none.
+func (s *Store) DeleteBucketTiering(ctx context.Context, acct Account, bucket, id string) error {
+	return s.configure(ctx, acct, bucket, &metapb.SetBucketConfigOp{Tiering: &metapb.SetTiering{Remove: id}})
+}
+
 // configure changes the bucket's configuration: decided in the system group, which judges it by what there is then, and
 // obeyed in every range that can hold the bucket's keys before it returns. FinishBuckets completes what a crash left between.
 func (s *Store) configure(ctx context.Context, acct Account, name string, op *metapb.SetBucketConfigOp) error {
@@ -224,13 +265,13 @@ func (s *Store) configure(ctx context.Context, acct Account, name string, op *me
 	if err != nil {
 		return err
 	}
-	if op.Versioning == metapb.Versioning_VERSIONING_NEVER && op.Lock == nil && op.Lifecycle == nil {
+	if op.Versioning == metapb.Versioning_VERSIONING_NEVER && op.Lock == nil && op.Lifecycle == nil && op.Tiering == nil && op.Notification == nil {
 		return nil // ranges know nothing of the rest
 	}
 	if err := s.finishConfig(ctx, res.Bucket); err != nil {
 		return err
 	}
-	s.buckets.drop(name) // so that also the next write tells the new rules, which the command's answer leaves out
+	s.buckets.drop(name) // so that also the next write knows the new rules, and whether its events are wanted, which the command's answer leaves out
 	return nil
 }
 

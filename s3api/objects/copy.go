@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"cairn/proto/metapb"
+	"cairn/s3api/notification"
 	"cairn/storage"
 	"cairn/storage/checksum"
 	"cairn/storage/errs"
@@ -128,7 +129,7 @@ func (s *Store) CopyObject(ctx context.Context, acct Account, in *CopyInput) (ou
 		if err != nil {
 			return err
 		}
-		out, err = s.commitPut(ctx, b, owner, acct, st, attrs, sums, in.Conditions)
+		out, err = s.commitPut(ctx, b, owner, acct, notification.ObjectCreatedCopy, st, attrs, sums, in.Conditions)
 		return err
 	})
 	return out, err

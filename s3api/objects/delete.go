@@ -35,7 +35,7 @@ func (s *Store) DeleteObjects(ctx context.Context, acct Account, bucket string, 
 		if len(sent) == 0 {
 			return nil
 		}
-		results, err := s.cfg.Meta.Delete(ctx, op)
+		results, err := s.cfg.Meta.Delete(ctx, requester(acct), op)
 		if err != nil {
 			return err
 		}

@@ -38,7 +38,7 @@ func (s *Store) GetObject(ctx context.Context, acct Account, in *GetInput) (*Obj
 				return err
 			}
 			if !rangestate.Readable(row, s.cfg.Meta.NowMS()) {
-				return archived(in.Key, row)
+				return archived("get", in.Key, row, "the version is archived; it can be read after a restore")
 			}
 			segs, err = v.Segments(b.ID, in.Key, row, o.Offset, o.Length, segmentBytes)
 			return err
@@ -50,10 +50,11 @@ func (s *Store) GetObject(ctx context.Context, acct Account, in *GetInput) (*Obj
 			o.Lifecycle = s.rulesAt(ctx, b, of.Generation)
 		}
 		if !o.NotModified {
+			s.noteAccess(b, in.Key, row)
 			pin.Hold(storage.WriteID(row.WriteId)) // after the last try of the read
 			o.send = func(w io.Writer) error {
 				d := download{s: s, bucket: b, key: in.Key, row: row, off: o.Offset, left: o.Length}
-				return d.send(ctx, pin.Writer(w), segs)
+				return d.send(ctx, pin.Writer(s.retrieved.writer(w, row)), segs)
 			}
 		}
 		return nil
@@ -204,7 +205,7 @@ func objectFromRow(key storage.Key, row *metapb.ObjectRow, versioned bool) *Obje
 	o := &Object{
 		Key: key, Size: int64(row.Size), ETag: row.Etag, DeleteMarker: row.DeleteMarker, Modified: msTime(row.ModifiedMs),
 		Attributes: row.Attributes, Checksums: row.Checksums, Owner: row.Owner, Parts: int(row.GetData().GetParts()),
-		Restore: row.Restore,
+		Restore: row.Restore, Tiering: row.Tiering,
 	}
 	if versioned {
 		o.VersionID = "null"

@@ -207,7 +207,7 @@ func (s *Store) CompleteUpload(ctx context.Context, acct Account, in *CompleteIn
 			if err != nil {
 				return err
 			}
-			res, err := s.cfg.Meta.Do(ctx, b.ID, in.Key, &metapb.RangeCommand{Op: &metapb.RangeCommand_CompleteUpload{CompleteUpload: op}})
+			res, err := s.do(ctx, acct, b, in.Key, &metapb.RangeCommand{Op: &metapb.RangeCommand_CompleteUpload{CompleteUpload: op}})
 			if errs.Is(err, errs.Conflict) && try < completeTries {
 				continue // a part was uploaded after the parts were read
 			}

@@ -9,6 +9,7 @@ import (
 
 	"cairn/cluster/rangestate"
 	"cairn/proto/metapb"
+	"cairn/s3api/notification"
 	"cairn/storage"
 	"cairn/storage/checksum"
 	"cairn/storage/chunkio"
@@ -161,7 +162,11 @@ func (s *Store) PutObject(ctx context.Context, acct Account, in *PutInput) (out 
 		if err != nil {
 			return err
 		}
-		out, err = s.commitPut(ctx, b, owner, acct, st, in.Attributes, in.Body.Checksums(), in.Conditions)
+		event := notification.ObjectCreatedPut
+		if in.Form {
+			event = notification.ObjectCreatedPost
+		}
+		out, err = s.commitPut(ctx, b, owner, acct, event, st, in.Attributes, in.Body.Checksums(), in.Conditions)
 		return err
 	})
 	return out, err
@@ -201,10 +206,10 @@ func etagListed(list []string, etag string) bool {
 	return false
 }
 
-// commitPut is the one command that makes a written object visible.
-func (s *Store) commitPut(ctx context.Context, b Bucket, owner storage.Owner, acct Account, st *stored, attrs *metapb.Attributes, sums []*metapb.Checksum, cond Conditions) (*PutOutput, error) {
-	res, err := s.cfg.Meta.Do(ctx, b.ID, owner.Key, &metapb.RangeCommand{Op: &metapb.RangeCommand_PutObject{PutObject: &metapb.PutObjectOp{
-		Bucket: uint64(b.ID), Key: []byte(owner.Key), Conditions: conditionsPB(cond),
+// commitPut is the one command that makes a written object visible; event is how it was made.
+func (s *Store) commitPut(ctx context.Context, b Bucket, owner storage.Owner, acct Account, event notification.Type, st *stored, attrs *metapb.Attributes, sums []*metapb.Checksum, cond Conditions) (*PutOutput, error) {
+	res, err := s.do(ctx, acct, b, owner.Key, &metapb.RangeCommand{Op: &metapb.RangeCommand_PutObject{PutObject: &metapb.PutObjectOp{
+		Bucket: uint64(b.ID), Key: []byte(owner.Key), Conditions: conditionsPB(cond), Event: uint32(event),
 		Row: &metapb.ObjectRow{
 			Format: 1, Nonce: s.cfg.Meta.Random64(), WriteId: owner.Write[:], Size: uint64(st.size), Etag: st.etag,
 			Owner: acct.ID, Attributes: attrs, Checksums: sums, Data: st.data,

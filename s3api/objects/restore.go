@@ -1,11 +1,13 @@
 package objects
 
 import (
+	"cmp"
 	"context"
 	"time"
 
 	"cairn/cluster/rangestate"
 	"cairn/proto/metapb"
+	"cairn/s3api/lifecycle"
 	"cairn/storage"
 	"cairn/storage/errs"
 )
@@ -13,15 +15,18 @@ import (
 // restoreDaysMax bounds the days of a restore: a hundred years.
 const restoreDaysMax = 36500
 
-// archived is the error of a read of an archived version that can't be read now.
-func archived(key storage.Key, row *metapb.ObjectRow) error {
-	return &ArchivedError{
-		Class: storage.StorageClass(row.GetAttributes().GetStorageClass()),
-		Err:   errs.New(errs.InvalidObjectState, "get", string(key), "the version is archived; it can be read after a restore"),
+// archived is the error of an operation that the class or tier of a version forbids.
+func archived(op string, key storage.Key, row *metapb.ObjectRow, detail string) error {
+	class := cmp.Or(storage.StorageClass(row.GetAttributes().GetStorageClass()), storage.Standard)
+	e := &ArchivedError{Class: class, Err: errs.New(errs.InvalidObjectState, op, string(key), detail)}
+	if rangestate.Archived(row) {
+		e.Tier = row.GetTiering().GetTier()
 	}
+	return e
 }
 
-// RestoreTime is how long S3 takes at most to restore an object of an archive class by a tier of that class.
+// RestoreTime is how long S3 takes at most to restore an object of an archive class by a tier of that class. The archive tiers of
+// INTELLIGENT_TIERING take what the classes take whose drives they lie on.
 func RestoreTime(class storage.StorageClass, tier string) time.Duration {
 	deep := class == storage.DeepArchive
 	switch {
@@ -37,18 +42,15 @@ func RestoreTime(class storage.StorageClass, tier string) time.Duration {
 
 // RestoreObject makes an archived version readable for some days, once as much time has passed as the tier takes. One that can be
 // read already only gets a new expiry; one that is being restored comes sooner by a faster tier, and its expiry stays;
-// else RestoreInProgress. An *ArchivedError: the version is not archived. InvalidArgument: days below 1 or above 36,500, or
-// a tier that the class does not have.
+// else RestoreInProgress. One of INTELLIGENT_TIERING becomes readable for good. An *ArchivedError: the version is not archived. A *DaysError: days
+// below 1 or above 36,500, or any for INTELLIGENT_TIERING. InvalidArgument: a tier that the class does not have.
 func (s *Store) RestoreObject(ctx context.Context, acct Account, v VersionRef, r RestoreRequest) (out RestoreResult, err error) {
-	if r.Days < 1 || r.Days > restoreDaysMax {
-		return out, errs.Newf(errs.InvalidArgument, "restore", string(v.Key), "a restore lasts from 1 to %d days", restoreDaysMax)
-	}
 	err = s.withBucket(ctx, acct, v.Bucket, func(b Bucket) error {
 		asked, err := s.planRestore(ctx, b, v, r)
 		if err != nil {
 			return err
 		}
-		res, err := s.updateIn(ctx, b, v, &metapb.UpdateVersionOp{Change: &metapb.UpdateVersionOp_Restore{Restore: asked}})
+		res, err := s.updateIn(ctx, acct, b, v, &metapb.UpdateVersionOp{Change: &metapb.UpdateVersionOp_Restore{Restore: asked}})
 		if err != nil {
 			return err
 		}
@@ -69,24 +71,34 @@ func (s *Store) planRestore(ctx context.Context, b Bucket, v VersionRef, r Resto
 	if err != nil {
 		return nil, err
 	}
+	now := s.cfg.Meta.NowMS()
 	class := storage.StorageClass(row.GetAttributes().GetStorageClass())
-	if class == "" {
-		class = storage.Standard
+	tiered := class == storage.IntelligentTiering
+	switch {
+	case tiered && r.Days != 0:
+		return nil, &DaysError{errs.New(errs.InvalidArgument, "restore", string(v.Key), "The restore of an INTELLIGENT_TIERING object does not expire: 'Days' must not be specified.")}
+	case !rangestate.Archived(row) || tiered && rangestate.Readable(row, now):
+		return nil, archived("restore", v.Key, row, "the version is not archived")
+	case !tiered && r.Days == 0:
+		return nil, &DaysError{errs.New(errs.InvalidArgument, "restore", string(v.Key), "'Days' is required to restore an object of this class.")}
+	case !tiered && (r.Days < 1 || r.Days > restoreDaysMax):
+		return nil, &DaysError{errs.Newf(errs.InvalidArgument, "restore", string(v.Key), "'Days' must be a positive integer, at most %d.", restoreDaysMax)}
 	}
-	if !rangestate.Archived(row) {
-		return nil, &ArchivedError{Class: class, Err: errs.New(errs.InvalidObjectState, "restore", string(v.Key), "the version is not archived")}
-	}
+	class = lifecycle.PlaceOf(class, row.GetTiering().GetTier())
 	switch r.Tier {
 	case rangestate.TierStandard, rangestate.TierBulk:
 	case rangestate.TierExpedited:
 		if class == storage.DeepArchive {
-			return nil, errs.New(errs.InvalidArgument, "restore", string(v.Key), "DEEP_ARCHIVE has no retrieval tier Expedited")
+			return nil, errs.New(errs.InvalidArgument, "restore", string(v.Key), "deep archives have no retrieval tier Expedited")
 		}
 	default:
 		return nil, errs.Newf(errs.InvalidArgument, "restore", string(v.Key), "no such retrieval tier: %.20q", r.Tier)
 	}
-	now, days := s.cfg.Meta.NowMS(), int64(r.Days)*s.cfg.Day.Milliseconds()
+	days := int64(r.Days) * s.cfg.Day.Milliseconds()
 	asked := &metapb.Restore{ReadyMs: now + s.cfg.RestoreTimes(class, r.Tier).Milliseconds(), Tier: r.Tier}
+	if tiered {
+		return asked, nil
+	}
 	// As S3 counts, days begin with the request. A slow tier could outlast few of them: then they begin when it is ready.
 	if asked.ExpiresMs = s.dayAfter(now + days); asked.ExpiresMs <= asked.ReadyMs {
 		asked.ExpiresMs = s.dayAfter(asked.ReadyMs + days)

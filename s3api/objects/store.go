@@ -12,7 +12,7 @@ import (
 	"cairn/proto/metapb"
 	"cairn/storage"
 	"cairn/storage/checksum"
-	"cairn/storage/chunkio"
+	"cairn/storage/compress"
 	"cairn/storage/errs"
 	"cairn/storage/pins"
 )
@@ -20,7 +20,7 @@ import (
 // Config of a Store; all are required but those that say what their zero value means.
 type Config struct {
 	Meta           *metaclient.Client
-	Chunks         *chunkio.Plane
+	Chunks         *compress.Plane
 	Pins           *pins.Registry
 	MayRead        func() bool // false: this gateway must not begin reads, since nobody would wait for them; nil: always
 	Logger         *slog.Logger
@@ -30,15 +30,19 @@ type Config struct {
 	// Day is how long each day of a restore lasts; they end at multiples of it since the epoch. Whole milliseconds; 0 is 24 h.
 	RestoreTimes func(class storage.StorageClass, tier string) time.Duration
 	Day          time.Duration
+	// ManyAccesses, if not nil, is called when FlushAccesses should be soon: often, and on the way of a read.
+	ManyAccesses func()
 }
 
 // Store does S3's operations. It holds no state that it could not lose: a
 // cache of bucket names and the registry of reads in progress.
 type Store struct {
-	cfg     Config
-	buckets bucketCache
-	md5s    checksum.MD5s
-	pending atomic.Pointer[map[pendingBucket]int] // by FinishBuckets: how often it met them
+	cfg       Config
+	buckets   bucketCache
+	accesses  accesses
+	md5s      checksum.MD5s
+	retrieved retrieved
+	pending   atomic.Pointer[map[pendingBucket]int] // by FinishBuckets: how often it met them
 	// lifecycle serialises creation and deletion of one bucket on this gateway, so
 	// that the finisher of interrupted ones does not meet a running one.
 	lifecycle keyedMutex
@@ -55,7 +59,7 @@ func New(cfg Config) *Store {
 	if cfg.Day == 0 {
 		cfg.Day = 24 * time.Hour
 	}
-	s := &Store{cfg: cfg}
+	s := &Store{cfg: cfg, retrieved: newRetrieved()}
 	s.buckets.max = cfg.BucketCacheMax
 	return s
 }
@@ -93,6 +97,7 @@ func (c *bucketCache) put(b Bucket) {
 	if b.Lifecycle != nil && b.Lifecycle.SizeVT() > rulesKept {
 		b.Lifecycle, b.Generation = nil, 0
 	}
+	b.Tiering, b.Notification = nil, nil // may be long, and are never asked of here
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if have, ok := c.m[b.Name]; ok && have.ID == b.ID && have.Generation > b.Generation {
@@ -241,6 +246,17 @@ func (s *Store) rulesNow(ctx context.Context, b Bucket) *metapb.LifecycleConfig 
 // viewOf reads the range of a key, see metaclient.Client.Read.
 func (s *Store) viewOf(ctx context.Context, b Bucket, key storage.Key, fn func(rangestate.Reader) error) error {
 	return s.cfg.Meta.Read(ctx, b.ID, key, fn)
+}
+
+// requester is who events say has asked for a change. It goes with every command: only the range knows whether somebody wants its events.
+func requester(acct Account) *metapb.Requester {
+	return &metapb.Requester{Principal: "AWS:" + acct.ID, SourceIp: acct.Request.SourceIP, RequestId: acct.Request.ID, HostId: acct.Request.HostID}
+}
+
+// do proposes a command of an account's that changes an object, see metaclient.Client.Do.
+func (s *Store) do(ctx context.Context, acct Account, b Bucket, key storage.Key, cmd *metapb.RangeCommand) (*metapb.RangeResult, error) {
+	cmd.Requester = requester(acct)
+	return s.cfg.Meta.Do(ctx, b.ID, key, cmd)
 }
 
 // conditionsPB are the conditions as a command carries them; nil if there are none.

@@ -12,12 +12,21 @@ import (
 
 	"cairn/proto/metapb"
 	"cairn/storage"
+	"cairn/storage/errs"
 )
 
 // Account is who asks. Root accounts may do everything in their own buckets and see none of another account's.
 type Account struct {
 	ID          string // canonical user id
 	DisplayName string
+	Request     Request // by which it asks, for events; the zero value where there is none
+}
+
+// Request is what events tell of the request that made them, beside who sent it.
+type Request struct {
+	ID       string // x-amz-request-id
+	HostID   string // x-amz-id-2
+	SourceIP string // of who sent it
 }
 
 // Bucket is a bucket as clients see it.
@@ -36,7 +45,10 @@ type Bucket struct {
 	OwnershipControls bool               // not deleted: BucketOwnerEnforced, what every bucket is
 
 	Lifecycle  *metapb.LifecycleConfig // read-only; nil: none was put. Not in lists of buckets
+	Tiering    []*metapb.TieringConfig // read-only, in order of their ids; only from HeadBucket
 	Generation uint64                  // counts the decisions on the bucket: that of its rules, too
+
+	Notification *metapb.NotificationConfig // read-only; nil: none was put. Only from HeadBucket
 }
 
 // PublicAccessBlock is S3's configuration of that name.
@@ -86,15 +98,22 @@ func (e *DeleteMarkerError) Unwrap() error { return e.Err }
 // is not archived. It wraps an error of kind InvalidObjectState.
 type ArchivedError struct {
 	Class storage.StorageClass // of the version
+	Tier  metapb.Tiering_Tier  // of INTELLIGENT_TIERING; FREQUENT: none that is an archive
 	Err   error
 }
 
 func (e *ArchivedError) Error() string { return e.Err.Error() }
 func (e *ArchivedError) Unwrap() error { return e.Err }
 
+// DaysError answers a restore whose days don't fit the version. It wraps an error of kind InvalidArgument.
+type DaysError struct{ Err *errs.Error }
+
+func (e *DaysError) Error() string { return e.Err.Error() }
+func (e *DaysError) Unwrap() error { return e.Err }
+
 // RestoreRequest asks for an archived version to be readable.
 type RestoreRequest struct {
-	Days int    // from the request on, to the next midnight UTC; at least 1
+	Days int    // from the request on, to the next midnight UTC; at least 1, but of INTELLIGENT_TIERING, which has none: 0
 	Tier string // Expedited, Standard or Bulk
 }
 
@@ -153,6 +172,7 @@ type PutInput struct {
 	Body       Body
 	Attributes *metapb.Attributes
 	Conditions Conditions
+	Form       bool // uploaded by an HTML form (POST Object)
 }
 
 // PutOutput answers PutObject, CopyObject and CompleteMultipartUpload.
@@ -192,6 +212,7 @@ type Object struct {
 	Owner        string
 	Parts        int                     // number of parts of a multipart object, else 0
 	Restore      *metapb.Restore         // the last one asked for, if the version is archived; read-only
+	Tiering      *metapb.Tiering         // of INTELLIGENT_TIERING, may be nil; read-only. Not in listings
 	Lifecycle    *metapb.LifecycleConfig // the bucket's rules, if GetObject or HeadObject answered the current version; read-only
 	// PartChecksums are those of the part asked for, if the object has parts; of the algorithm of Checksums.
 	PartChecksums []*metapb.Checksum

@@ -95,6 +95,11 @@ func (s *Store) PutTags(ctx context.Context, acct Account, v VersionRef, tags []
 	return s.update(ctx, acct, v, &metapb.UpdateVersionOp{Change: &metapb.UpdateVersionOp_Tags{Tags: &metapb.Tags{Tags: tags}}})
 }
 
+// DeleteTags takes a version's tags away.
+func (s *Store) DeleteTags(ctx context.Context, acct Account, v VersionRef) (string, error) {
+	return s.update(ctx, acct, v, &metapb.UpdateVersionOp{Change: &metapb.UpdateVersionOp_Tags{Tags: &metapb.Tags{}}, TagsDeleted: true})
+}
+
 // PutRetention changes a version's retention. What the one it has forbids is ObjectLocked.
 func (s *Store) PutRetention(ctx context.Context, acct Account, v VersionRef, r Retention, bypass bool) (string, error) {
 	pb := &metapb.Retention{Mode: r.Mode, BypassGovernance: bypass}
@@ -112,7 +117,7 @@ func (s *Store) PutLegalHold(ctx context.Context, acct Account, v VersionRef, on
 // update changes a version in place and answers its id.
 func (s *Store) update(ctx context.Context, acct Account, v VersionRef, op *metapb.UpdateVersionOp) (id string, err error) {
 	err = s.withBucket(ctx, acct, v.Bucket, func(b Bucket) error {
-		res, err := s.updateIn(ctx, b, v, op)
+		res, err := s.updateIn(ctx, acct, b, v, op)
 		if err != nil {
 			return err
 		}
@@ -123,7 +128,7 @@ func (s *Store) update(ctx context.Context, acct Account, v VersionRef, op *meta
 }
 
 // updateIn makes the change of op to a version in a bucket. The result is there with a refusal of the range's, too.
-func (s *Store) updateIn(ctx context.Context, b Bucket, v VersionRef, op *metapb.UpdateVersionOp) (*metapb.RangeResult, error) {
+func (s *Store) updateIn(ctx context.Context, acct Account, b Bucket, v VersionRef, op *metapb.UpdateVersionOp) (*metapb.RangeResult, error) {
 	op.Bucket, op.Key = uint64(b.ID), []byte(v.Key)
 	if v.VersionID != "" {
 		id, err := parseVersion(v.VersionID)
@@ -132,7 +137,7 @@ func (s *Store) updateIn(ctx context.Context, b Bucket, v VersionRef, op *metapb
 		}
 		op.HasVersion, op.VersionSeq, op.VersionNonce = true, uint64(id.Seq), id.Nonce
 	}
-	res, err := s.cfg.Meta.Do(ctx, b.ID, v.Key, &metapb.RangeCommand{Op: &metapb.RangeCommand_UpdateVersion{UpdateVersion: op}})
+	res, err := s.do(ctx, acct, b, v.Key, &metapb.RangeCommand{Op: &metapb.RangeCommand_UpdateVersion{UpdateVersion: op}})
 	switch {
 	case errs.Is(err, errs.IsDeleteMarker):
 		err = &DeleteMarkerError{VersionID: resultVersion(res), Modified: msTime(res.ModifiedMs), Err: err}

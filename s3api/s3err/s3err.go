@@ -63,6 +63,7 @@ const (
 	NoSuchBucketPolicy
 	NoSuchCORSConfiguration
 	NoSuchKey
+	NoSuchConfiguration
 	NoSuchLifecycleConfiguration
 	NoSuchObjectLockConfiguration
 	NoSuchPublicAccessBlockConfiguration
@@ -84,6 +85,7 @@ const (
 	SignatureDoesNotMatch
 	SlowDown
 	TooManyBuckets
+	TooManyConfigurations
 	UnexpectedContent
 	UnresolvableGrantByEmailAddress
 	UserKeyMustBeSpecified
@@ -148,6 +150,7 @@ var table = [codes]info{
 	NoSuchBucketPolicy:                      {"NoSuchBucketPolicy", 404, "The bucket policy does not exist"},
 	NoSuchCORSConfiguration:                 {"NoSuchCORSConfiguration", 404, "The CORS configuration does not exist"},
 	NoSuchKey:                               {"NoSuchKey", 404, "The specified key does not exist."},
+	NoSuchConfiguration:                     {"NoSuchConfiguration", 404, "The specified configuration does not exist."},
 	NoSuchLifecycleConfiguration:            {"NoSuchLifecycleConfiguration", 404, "The lifecycle configuration does not exist"},
 	NoSuchObjectLockConfiguration:           {"NoSuchObjectLockConfiguration", 404, "The specified object does not have a ObjectLock configuration"},
 	NoSuchPublicAccessBlockConfiguration:    {"NoSuchPublicAccessBlockConfiguration", 404, "The public access block configuration was not found"},
@@ -168,6 +171,7 @@ var table = [codes]info{
 	ServiceUnavailable:              {"ServiceUnavailable", 503, "The service is unable to handle the request at the moment. Please retry."},
 	SignatureDoesNotMatch:           {"SignatureDoesNotMatch", 403, "The request signature we calculated does not match the signature you provided. Check your key and signing method."},
 	SlowDown:                        {"SlowDown", 503, "Please reduce your request rate."},
+	TooManyConfigurations:           {"TooManyConfigurations", 400, "You are attempting to create a new configuration but have already reached the 1,000-configuration limit."},
 	TooManyBuckets:                  {"TooManyBuckets", 400, "You have attempted to create more buckets than allowed"},
 	UnexpectedContent:               {"UnexpectedContent", 400, "This request does not support content"},
 	UnresolvableGrantByEmailAddress: {"UnresolvableGrantByEmailAddress", 400, "The email address you provided does not match any account on record."},

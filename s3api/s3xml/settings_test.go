@@ -10,14 +10,15 @@ import (
 // parsers are those of this file's documents, their answers as text.
 func parsers() map[string]func([]byte) (string, error) {
 	return map[string]func([]byte) (string, error){
-		"VersioningConfiguration": func(b []byte) (string, error) { v, err := ParseVersioning(b); return fmt.Sprint(v), err },
-		"Tagging":                 func(b []byte) (string, error) { v, err := ParseTagging(b); return fmt.Sprint(v), err },
-		"ObjectLockConfiguration": func(b []byte) (string, error) { v, err := ParseLockConfiguration(b); return fmt.Sprint(v), err },
-		"Retention":               func(b []byte) (string, error) { v, err := ParseRetention(b); return fmt.Sprint(v), err },
-		"LegalHold":               func(b []byte) (string, error) { v, err := ParseLegalHold(b); return fmt.Sprint(v), err },
-		"AccessControlPolicy":     func(b []byte) (string, error) { v, err := ParseACL(b); return fmt.Sprint(v), err },
-		"OwnershipControls":       func(b []byte) (string, error) { return ParseOwnershipControls(b) },
-		"LifecycleConfiguration":  func(b []byte) (string, error) { v, err := ParseLifecycle(b); return lifecycleText(v), err },
+		"VersioningConfiguration":   func(b []byte) (string, error) { v, err := ParseVersioning(b); return fmt.Sprint(v), err },
+		"Tagging":                   func(b []byte) (string, error) { v, err := ParseTagging(b); return fmt.Sprint(v), err },
+		"ObjectLockConfiguration":   func(b []byte) (string, error) { v, err := ParseLockConfiguration(b); return fmt.Sprint(v), err },
+		"Retention":                 func(b []byte) (string, error) { v, err := ParseRetention(b); return fmt.Sprint(v), err },
+		"LegalHold":                 func(b []byte) (string, error) { v, err := ParseLegalHold(b); return fmt.Sprint(v), err },
+		"AccessControlPolicy":       func(b []byte) (string, error) { v, err := ParseACL(b); return fmt.Sprint(v), err },
+		"OwnershipControls":         func(b []byte) (string, error) { return ParseOwnershipControls(b) },
+		"LifecycleConfiguration":    func(b []byte) (string, error) { v, err := ParseLifecycle(b); return lifecycleText(v), err },
+		"NotificationConfiguration": func(b []byte) (string, error) { v, err := ParseNotification(b); return notificationText(v), err },
 		"RestoreRequest": func(b []byte) (string, error) {
 			v, err := ParseRestore(b)
 			return fmt.Sprint(deref(v.Days), " ", v.Tier), err
