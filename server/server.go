@@ -101,6 +101,12 @@ func listen(ctx context.Context, what, flag, addr string) (net.Listener, error) 
 // serve answers requests until ctx ends.
 func (s *Server) serve(ctx context.Context, s3Listener, adminListener net.Listener) error {
 	s.metrics = metrics.New(s.Status)
+	if n := s.cfg.BucketGauges; n > 0 {
+		s.metrics.WatchBuckets(func(ctx context.Context) ([]status.BucketUsage, bool, error) { return s.core.BucketUsage(ctx, n) }, time.Now)
+	}
+	s.metrics.WatchEvents(func(ctx context.Context) ([]status.EventLoad, []status.BucketLoad, error) {
+		return s.core.Events.Counts(ctx, s.cfg.BucketGauges)
+	}, time.Now)
 	api, err := s3api.New(s.s3Config(), s.core.Objects)
 	if err != nil {
 		return err
@@ -190,6 +196,7 @@ func (s *Server) s3Config() s3api.Config {
 		},
 		AccountExists: func(id string) bool { return ids[id] },
 		Expiry:        s.core.Expiry,
+		Destinations:  s.core.Events,
 	}
 }
 

@@ -10,6 +10,17 @@
 //	POST /v1/cluster/leave?node=n2&leaving=true  asks a node to leave, or to stay after all
 //	POST /v1/ranges/split?group=2    JSON (SplitAnswer): splits a range of the metadata that is led by this process
 //	GET  /v1/lifecycle  JSON: status.Lifecycle of every node
+//	POST /v1/lifecycle/simulate?bucket=b&at=2027-01-01T00:00:00Z&examples=3  what rules (the body, or the bucket's) would do; lines of JSON (SimulateLine)
+//	GET  /v1/usage?bucket=b  what is stored in one bucket or all; lines of JSON (UsageLine)
+//	GET  /v1/inventory?bucket=b&versions=all&prefix=p&fields=Size,ETag&header=true  CSV as S3 Inventory's; whole if the trailer X-Cairn-Rows is there
+//	GET  /v1/events/targets  JSON: status.EventTarget of every target
+//	PUT  /v1/events/targets  sets a target up; the body is JSON (TargetSpec)
+//	DELETE /v1/events/targets/NAME?force=true  forgets it
+//	POST /v1/events/targets/NAME/test  sends it a test message; 502 with the reason if it fails
+//	GET  /v1/events/status  JSON of status.Events
+//	GET  /v1/events/stream?bucket=b&from=begin&follow=true  events; lines of JSON (StreamLine), the last one with end or an error
+//	GET  /v1/events/dead?target=t&limit=1000  dead letters; lines of JSON (StreamLine)
+//	POST /v1/events/replay?target=t&from=begin&bucket=b&dead=false  sends events again; lines of JSON (ReplayLine)
 //	GET  /debug/pprof/  profiles
 //
 // Health and metrics need no password; the rest needs HTTP Basic with the
@@ -92,6 +103,10 @@ func New(b Backend, cfg Config) http.Handler {
 	mux.HandleFunc("POST /v1/cluster/leave", h.root(h.leave))
 	mux.HandleFunc("POST /v1/ranges/split", h.root(h.split))
 	mux.HandleFunc("GET /v1/lifecycle", h.root(h.lifecycle))
+	mux.HandleFunc("POST /v1/lifecycle/simulate", h.root(h.simulate))
+	mux.HandleFunc("GET /v1/usage", h.root(h.usage))
+	mux.HandleFunc("GET /v1/inventory", h.root(h.inventory))
+	h.handleEvents(mux)
 	mux.HandleFunc("GET /debug/pprof/", h.root(pprof.Index))
 	mux.HandleFunc("GET /debug/pprof/cmdline", h.root(pprof.Cmdline))
 	mux.HandleFunc("GET /debug/pprof/profile", h.root(pprof.Profile))

@@ -93,7 +93,12 @@ func (c *Client) Verify(ctx context.Context, progress func(status.Progress)) (st
 
 // call answers an error unless the status is 200.
 func (c *Client) call(ctx context.Context, method, path string) (*http.Response, error) {
-	req, err := http.NewRequestWithContext(ctx, method, c.Base+path, nil)
+	return c.send(ctx, method, path, nil)
+}
+
+// send is call with a body.
+func (c *Client) send(ctx context.Context, method, path string, body io.Reader) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, method, c.Base+path, body)
 	if err != nil {
 		return nil, err
 	}

@@ -26,10 +26,13 @@ const (
 	ZonesMax        = 26  // zones simulated below the data folder: named a to z
 	DrivesMax       = 256 // drives of one process
 	AccountsMax     = 1000
+	BucketGaugesMax = 100_000
 	SecretMin       = 8 // characters of a secret key
 	LifecycleDayMin = time.Second
 	RestoreTimeMin  = time.Millisecond
 	RestoreTimeMax  = 48 * time.Hour
+	EventsKeptMin   = time.Second
+	EventsKeptMax   = 366 * 24 * time.Hour
 	ReserveAuto     = 1 << 30
 	reserveShare    = 20 // automatic reserve: at most 1/20 of the file system
 )
@@ -66,9 +69,13 @@ type Config struct {
 	LifecycleDay   time.Duration `name:"lifecycle-day" env:"CAIRN_LIFECYCLE_DAY" default:"${lifecycle_day}" placeholder:"DURATION" group:"s3" help:"How long a day is to lifecycle rules (default ${lifecycle_day}): for tests, and for small sites that want to see what rules do. The same on every node."`
 	RestoreTimeMax time.Duration `name:"restore-time-max" env:"CAIRN_RESTORE_TIME_MAX" default:"${restore_time_max}" placeholder:"DURATION" group:"s3" help:"The longest that restoring an archived object takes (default ${restore_time_max}, S3's slowest); what S3 does sooner is not slowed. The same on every node."`
 
+	EventsRetention   time.Duration `name:"events-retention" env:"CAIRN_EVENTS_RETENTION" default:"${events_retention}" placeholder:"DURATION" group:"s3" help:"How long events are kept after their delivery, for 'cairn events tail' and 'replay' (default ${events_retention})."`
+	EventsRetainBytes Size          `name:"events-retain-bytes" env:"CAIRN_EVENTS_RETAIN_BYTES" default:"${events_retain_bytes}" placeholder:"SIZE" group:"s3" help:"How much of them one range of the metadata keeps at most (default ${events_retain_bytes}); those that are not delivered come on top."`
+
 	MetaVoters    int           `name:"meta-voters" env:"CAIRN_META_VOTERS" default:"${meta_voters}" placeholder:"N" group:"safety" help:"Copies of the metadata that vote: 1, 3 or 5, each on a drive of its own; 0 takes the most that the drives can carry (default ${meta_voters})."`
 	Reserve       Size          `name:"reserve" env:"CAIRN_RESERVE" default:"${reserve}" placeholder:"SIZE" group:"safety" help:"Space kept free on every drive, so that deletes, metadata and restarts work when it is full; 0 takes 1 GiB or a 20th of the file system, whichever is less."`
 	MaxRequests   int           `name:"max-requests" env:"CAIRN_MAX_REQUESTS" default:"${max_requests}" placeholder:"N" group:"limits" help:"S3 requests served at once; more wait a moment, then get 503 SlowDown (default ${max_requests})."`
+	BucketGauges  int           `name:"metrics-buckets" env:"CAIRN_METRICS_BUCKETS" default:"${metrics_buckets}" placeholder:"N" group:"limits" help:"Up to so many buckets have metrics of their own (default ${metrics_buckets}); if there are more, only storage classes have. 0 for never."`
 	BufferBytes   Size          `name:"buffer-bytes" env:"CAIRN_BUFFER_BYTES" default:"${buffer_bytes}" placeholder:"SIZE" group:"limits" help:"Memory for the bytes of objects on their way in and out, of all requests together (default ${buffer_bytes})."`
 	CacheBytes    Size          `name:"cache-bytes" env:"CAIRN_CACHE_BYTES" default:"${cache_bytes}" placeholder:"SIZE" group:"limits" help:"Memory for metadata and indexes read from the drives (default ${cache_bytes})."`
 	MemoryLimit   Size          `name:"memory-limit" env:"CAIRN_MEMORY_LIMIT" default:"${memory_limit}" placeholder:"SIZE" group:"limits" help:"Memory that the process tries not to exceed (the Go runtime's soft limit); 0 sets none."`
@@ -142,8 +149,9 @@ func Default() Config {
 	return Config{
 		DataDir: "./data", Listen: "127.0.0.1:9000", AdminListen: "127.0.0.1:9001",
 		Zones: 1, DrivesPerZone: 1, Region: "us-east-1",
-		MaxRequests: 512, BufferBytes: 96 << 20, CacheBytes: 32 << 20,
-		ShutdownBound: 15 * time.Second, LifecycleDay: 24 * time.Hour, RestoreTimeMax: RestoreTimeMax, LogLevel: "info", LogFormat: "text",
+		MaxRequests: 512, BucketGauges: 1000, BufferBytes: 96 << 20, CacheBytes: 32 << 20,
+		ShutdownBound: 15 * time.Second, LifecycleDay: 24 * time.Hour, RestoreTimeMax: RestoreTimeMax,
+		EventsRetention: 24 * time.Hour, EventsRetainBytes: 1 << 30, LogLevel: "info", LogFormat: "text",
 	}
 }
 
@@ -236,11 +244,20 @@ func (c *Config) Validate() error {
 	if c.RestoreTimeMax < RestoreTimeMin || c.RestoreTimeMax > RestoreTimeMax {
 		bad("restore-time-max is %s: use a duration from %s to %s", c.RestoreTimeMax, RestoreTimeMin, RestoreTimeMax)
 	}
+	if c.EventsRetention < EventsKeptMin || c.EventsRetention > EventsKeptMax {
+		bad("events-retention is %s: use a duration from %s to %s", c.EventsRetention, EventsKeptMin, EventsKeptMax)
+	}
+	if c.EventsRetainBytes < 1 {
+		bad("events-retain-bytes is %s: use a size like 1GiB", c.EventsRetainBytes)
+	}
 	if c.Reserve < 0 {
 		bad("reserve is negative: use a size like 2GiB, or 0 for the automatic one")
 	}
 	if c.MaxRequests < 1 {
 		bad("max-requests is %d: at least 1 is needed", c.MaxRequests)
+	}
+	if c.BucketGauges < 0 || c.BucketGauges > BucketGaugesMax {
+		bad("metrics-buckets is %d: use a number up to %d", c.BucketGauges, BucketGaugesMax)
 	}
 	if c.BufferBytes < 16<<20 {
 		bad("buffer-bytes is %s: at least 16MiB is needed", c.BufferBytes)

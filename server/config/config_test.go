@@ -175,6 +175,8 @@ func TestValidate(t *testing.T) {
 		}, "access key abc is already"},
 		"voters":  {func(c *Config) { c.MetaVoters = 4 }, "meta-voters is 4"},
 		"restore": {func(c *Config) { c.RestoreTimeMax = 49 * time.Hour }, "restore-time-max is 49h0m0s"},
+		"events":  {func(c *Config) { c.EventsRetention = 0 }, "events-retention is 0s"},
+		"kept":    {func(c *Config) { c.EventsRetainBytes = 0 }, "events-retain-bytes is 0"},
 		"day":     {func(c *Config) { c.LifecycleDay = time.Millisecond }, "lifecycle-day is 1ms"},
 		"buffer":  {func(c *Config) { c.BufferBytes = 1 }, "16MiB"},
 		"level":   {func(c *Config) { c.LogLevel = "loud" }, "log-level"},

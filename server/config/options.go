@@ -14,9 +14,10 @@ func Options() []kong.Option {
 			"data_dir": d.DataDir, "listen": d.Listen, "admin_listen": d.AdminListen,
 			"zones": strconv.Itoa(d.Zones), "drives_per_zone": strconv.Itoa(d.DrivesPerZone),
 			"region": d.Region, "meta_voters": strconv.Itoa(d.MetaVoters), "reserve": d.Reserve.String(),
-			"max_requests": strconv.Itoa(d.MaxRequests), "buffer_bytes": d.BufferBytes.String(),
+			"max_requests": strconv.Itoa(d.MaxRequests), "metrics_buckets": strconv.Itoa(d.BucketGauges), "buffer_bytes": d.BufferBytes.String(),
 			"cache_bytes": d.CacheBytes.String(), "memory_limit": d.MemoryLimit.String(),
-			"shutdown_timeout": d.ShutdownBound.String(), "lifecycle_day": d.LifecycleDay.String(), "restore_time_max": d.RestoreTimeMax.String(), "log_level": d.LogLevel, "log_format": d.LogFormat,
+			"shutdown_timeout": d.ShutdownBound.String(), "lifecycle_day": d.LifecycleDay.String(), "restore_time_max": d.RestoreTimeMax.String(),
+			"events_retention": d.EventsRetention.String(), "events_retain_bytes": d.EventsRetainBytes.String(), "log_level": d.LogLevel, "log_format": d.LogFormat,
 		},
 		kong.ExplicitGroups([]kong.Group{
 			{Key: "start", Title: "Where:"},

@@ -19,10 +19,13 @@ import (
 	"cairn/cluster/multiraft"
 	"cairn/cluster/placement"
 	"cairn/cluster/splitter"
+	"cairn/proto/metapb"
 	"cairn/s3api/objects"
 	"cairn/server/config"
+	"cairn/server/target"
 	"cairn/storage"
 	"cairn/storage/chunkio"
+	"cairn/storage/compress"
 	"cairn/storage/drive"
 	"cairn/storage/errs"
 	"cairn/storage/garbage"
@@ -60,6 +63,8 @@ type Tuning struct {
 	Splits     splitter.Config
 	SplitEvery time.Duration // how often ranges are looked at
 	Workers    bool          // run background workers
+	// OpenTarget makes the targets of events; nil: as they are configured.
+	OpenTarget func(*metapb.SysTarget) (target.Target, error)
 }
 
 // SetDefaults fills in what is missing.
@@ -85,6 +90,7 @@ type Core struct {
 	Groups     *multiraft.Host
 	Meta       *metaclient.Client
 	Chunks     *chunkio.Plane
+	Bodies     *compress.Plane // Chunks with compression: what objects are written and read through
 	Pins       *pins.Registry
 	Objects    *objects.Store
 	Workers    *worker.Runner
@@ -92,6 +98,7 @@ type Core struct {
 	Repair     RepairWorkers
 	Lifecycle  *lifecycle.Worker
 	Splits     *splitter.Splitter
+	Events     *Events
 
 	cfg       config.Config
 	env       Env
@@ -123,7 +130,7 @@ func Open(ctx context.Context, cfg config.Config, env Env) (*Core, error) {
 			return nil, err
 		}
 	}
-	c.cache = pebble.NewCache(int64(cfg.CacheBytes))
+	c.cache = pebble.NewCache(int64(cfg.CacheBytes) + int64(len(tune.Controller.Slots))*writeBuffers)
 	tune.Raft.Cache = c.cache
 	if env.Tune != nil {
 		env.Tune(&tune)
@@ -142,7 +149,12 @@ func Open(ctx context.Context, cfg config.Config, env Env) (*Core, error) {
 		c.cache.Unref()
 		return nil, err
 	}
-	oc := objects.Config{Meta: c.Meta, Chunks: c.Chunks, Pins: c.Pins, Logger: env.Logger, Region: cfg.Region, RestoreTimes: c.restoreTime, Day: c.LifecycleDay()}
+	oc := objects.Config{Meta: c.Meta, Chunks: c.Bodies, Pins: c.Pins, Logger: env.Logger, Region: cfg.Region, RestoreTimes: c.restoreTime, Day: c.LifecycleDay()}
+	oc.ManyAccesses = func() {
+		if h := c.Workers.Handle(accessFlusher{}.Name()); h != nil {
+			h.Wake()
+		}
+	}
 	if c.node != nil {
 		oc.MayRead = c.Controller.InSession
 	}
@@ -157,6 +169,10 @@ func Open(ctx context.Context, cfg config.Config, env Env) (*Core, error) {
 	c.made.Store(true)
 	return c, nil
 }
+
+// writeBuffers is what the write buffers of a drive's log, state and index hold together: Pebble takes them, up to twice as much while
+// one is flushed, out of the cache that its stores share. Without this the cache of a busy node would hold nothing at all.
+const writeBuffers = (8 + 8 + 4) << 20
 
 // mustExist refuses a start that would make a store or join one.
 func mustExist(cfg *config.Config, ctl controller.Config) error {
@@ -192,7 +208,8 @@ func (c *Core) openPlanes(ctx context.Context, tune *Tuning) (err error) {
 	if c.Controller, err = controller.New(tune.Controller); err != nil {
 		return err
 	}
-	meta := metaclient.Config{Groups: c.Groups, Topology: c.Controller.Topology, Now: c.env.Now, Rand: c.env.Rand}
+	meta := metaclient.Config{Groups: c.Groups, Topology: c.Controller.Topology, Now: c.env.Now, Rand: c.env.Rand, Day: c.LifecycleDay()}
+	meta.WroteEvents = func() { c.Events.poke() }
 	tune.Chunks.Store, tune.Chunks.Topology, tune.Chunks.Local = c.Controller.Store, c.Controller.Topology, c.Controller.Local
 	tune.Chunks.OnBadShard = func(b chunkio.BadShard) {
 		c.Repair.Healer.Report(repair.BadShard{Owner: b.Owner, Ref: b.Ref, Stripe: b.Stripe, Index: b.Index, Drive: b.Drive, Err: b.Err})
@@ -205,6 +222,11 @@ func (c *Core) openPlanes(ctx context.Context, tune *Tuning) (err error) {
 		}
 	}
 	c.Meta, c.Chunks = metaclient.New(meta), chunkio.New(tune.Chunks)
+	c.Events = newEvents(c, tune.OpenTarget)
+	share := int64(c.cfg.BufferBytes) / 4
+	if c.Bodies, err = compress.New(compress.Config{Chunks: c.Chunks, Topology: c.Controller.Topology, WriteBytesMax: share, ReadBytesMax: share}); err != nil {
+		return err
+	}
 	if c.node != nil {
 		c.node.serve()
 	}
@@ -309,11 +331,15 @@ func (c *Core) makeWorkers(tune *Tuning) error {
 		{trimmer{c.Chunks}, worker.Options{Interval: 30 * time.Second}},
 		{c.Splits, worker.Options{Interval: tune.SplitEvery, BackoffMax: time.Minute}},
 		{c.Lifecycle, lcOptions},
+		{accessFlusher{c}, worker.Options{Interval: c.accessEvery(), BackoffMax: time.Minute}},
 		{bucketFinisher{c}, worker.Options{Interval: 30 * time.Second, BackoffMax: time.Minute}},
 	} {
 		if _, err := c.Workers.Add(w.worker, w.options); err != nil {
 			return err
 		}
+	}
+	if err := c.Events.start(); err != nil {
+		return err
 	}
 	watch, stop := context.WithCancel(context.Background())
 	watched := make(chan struct{})
@@ -446,7 +472,11 @@ func (c *Core) Close() error {
 	if c.Workers != nil {
 		c.Workers.Stop()
 	}
+	if c.Events != nil {
+		c.Events.stop()
+	}
 	if c.Objects != nil {
+		c.flushAccesses()
 		c.Objects.Close()
 	}
 	if c.node != nil {

@@ -2,6 +2,7 @@ package core
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -25,14 +26,32 @@ type lifecycleMeta struct {
 	c *Core
 }
 
-// system reads this node's copy of the system group's state, if it may act on it.
+// systemWait bounds how long a read waits until this node's copy of the configuration has caught up.
+const systemWait = 10 * time.Second
+
+// system reads this node's copy of the system group's state, once it may act on it. The copy of one that joined or was busy lags for a moment.
 func (m lifecycleMeta) system(ctx context.Context, fn func(pebble.Reader) error) error {
-	if m.c.node != nil {
-		if err := m.c.Controller.ConfigRead(fn); !errs.Is(err, errs.Unavailable) || !m.c.leadsSystem() {
+	if m.c.node == nil {
+		return m.c.Meta.SysRead(ctx, fn)
+	}
+	end := time.Now().Add(systemWait)
+	for pause := 10 * time.Millisecond; ; pause = min(2*pause, time.Second) {
+		err := m.c.Controller.ConfigRead(fn)
+		if !errs.Is(err, errs.Unavailable) {
 			return err
 		}
+		if m.c.leadsSystem() {
+			return m.c.Meta.SysRead(ctx, fn)
+		}
+		if time.Now().Add(pause).After(end) {
+			return err
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
 	}
-	return m.c.Meta.SysRead(ctx, fn)
 }
 
 func (m lifecycleMeta) Config(ctx context.Context) (config uint64, err error) {
@@ -47,7 +66,85 @@ func (m lifecycleMeta) Config(ctx context.Context) (config uint64, err error) {
 // lifecyclePage is how many buckets are read at once: their rules may be long.
 const lifecyclePage = 64
 
-func (m lifecycleMeta) Buckets(ctx context.Context) (out []lifecycle.Bucket, err error) {
+func (m lifecycleMeta) Buckets(ctx context.Context, tiered []storage.BucketID) ([]lifecycle.Bucket, error) {
+	out, err := m.withRules(ctx)
+	if err != nil {
+		return nil, err
+	}
+	ruled := make(map[storage.BucketID]bool, len(out))
+	for _, b := range out {
+		ruled[b.ID] = true
+	}
+	for ids := range slices.Chunk(tiered, lifecyclePage) {
+		var rows []*metapb.SysBucket
+		err := m.system(ctx, func(r pebble.Reader) error {
+			rows = rows[:0]
+			for _, id := range ids {
+				if ruled[id] {
+					continue
+				}
+				row, err := sysstate.BucketByID(r, id)
+				if err == nil {
+					rows = append(rows, row)
+				} else if !errs.Is(err, errs.NoSuchBucket) {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return nil, err
+		}
+		for _, row := range rows {
+			if row.State == metapb.BucketState_BUCKET_ACTIVE {
+				out = append(out, lifecycleBucket(row))
+			}
+		}
+	}
+	return out, nil
+}
+
+// tieredWait bounds how long all ranges are asked for their counters.
+const tieredWait = 5 * time.Second
+
+func (m lifecycleMeta) Tiered(ctx context.Context) (ids []storage.BucketID, err error) {
+	ctx, cancel := context.WithTimeout(ctx, tieredWait)
+	defer cancel()
+	var silent error
+	versions := map[storage.BucketID]int64{} // a range's own count says nothing: it does not count what it had from a split
+	for _, g := range m.all() {
+		var here []rangestate.Counter
+		err := m.meta.ReadGroup(ctx, g, func(v rangestate.Reader) (err error) {
+			here, err = v.Counters()
+			return err
+		})
+		if err != nil {
+			silent = err
+			continue
+		}
+		for _, c := range here {
+			if c.Class == storage.IntelligentTiering {
+				versions[c.Bucket] += c.Row.Objects + c.Row.Versions
+			}
+		}
+	}
+	for id, n := range versions {
+		if n != 0 {
+			ids = append(ids, id)
+		}
+	}
+	slices.Sort(ids)
+	return ids, silent
+}
+
+func lifecycleBucket(b *metapb.SysBucket) lifecycle.Bucket {
+	return lifecycle.Bucket{
+		ID: storage.BucketID(b.Id), Name: b.Name, Owner: b.Owner, Versioning: b.Versioning, Generation: b.Generation, Rules: b.Lifecycle, Tiering: b.Tiering,
+	}
+}
+
+// withRules are the buckets that have rules.
+func (m lifecycleMeta) withRules(ctx context.Context) (out []lifecycle.Bucket, err error) {
 	for after := storage.BucketID(0); ; {
 		var rows []*metapb.SysBucket
 		err := m.system(ctx, func(r pebble.Reader) (err error) {
@@ -58,9 +155,7 @@ func (m lifecycleMeta) Buckets(ctx context.Context) (out []lifecycle.Bucket, err
 			return out, err
 		}
 		for _, b := range rows {
-			out = append(out, lifecycle.Bucket{
-				ID: storage.BucketID(b.Id), Name: b.Name, Owner: b.Owner, Versioning: b.Versioning, Generation: b.Generation, Rules: b.Lifecycle,
-			})
+			out = append(out, lifecycleBucket(b))
 		}
 		after = storage.BucketID(rows[len(rows)-1].Id)
 	}
@@ -134,7 +229,7 @@ const lifecycleRulesMax = 1000
 func (c *Core) makeLifecycle(m ranges) (*lifecycle.Worker, worker.Options) {
 	day := c.LifecycleDay()
 	lc := lifecycle.Config{
-		Meta: lifecycleMeta{m, c}, Plane: c.Chunks, Pins: c.Pins, Topology: c.Controller.Topology, BirthMS: c.Meta.NowMS,
+		Meta: lifecycleMeta{m, c}, Plane: c.Bodies, Pins: c.Pins, Topology: c.Controller.Topology, BirthMS: c.Meta.NowMS,
 		Day: day, Now: c.env.Now, Rand: c.Meta.Random64, Logger: c.env.Logger,
 		RoundEvery: min(time.Minute, max(day/10, 100*time.Millisecond)), RulesMax: lifecycleRulesMax,
 	}
@@ -174,7 +269,7 @@ func (c *Core) lifecycleHere() status.Lifecycle {
 	now := c.env.Now()
 	out := status.Lifecycle{
 		Node: string(c.nodeID()), Day: c.LifecycleDay().String(), Rounds: s.Rounds, Running: s.Running, Rows: s.Rows, Seconds: s.Took.Seconds(),
-		Expired: s.Expired, Removed: s.Removed, Aborted: s.Aborted, Transitioned: s.Transitioned, MovedBytes: s.MovedBytes, Error: s.LastErr,
+		Expired: s.Expired, Removed: s.Removed, Aborted: s.Aborted, Transitioned: s.Transitioned, Retiered: s.Retiered, MovedBytes: s.MovedBytes, Error: s.LastErr,
 	}
 	if !s.Ended.IsZero() {
 		ended := s.Ended.UTC()
@@ -206,4 +301,31 @@ func (c *Core) LifecycleStatus(ctx context.Context) []status.Lifecycle {
 	}
 	status.SortLifecycle(out)
 	return out
+}
+
+// accessFlusher is the worker that writes down which versions of INTELLIGENT_TIERING were read on this node.
+type accessFlusher struct{ c *Core }
+
+func (accessFlusher) Name() string { return "accesses" }
+
+func (f accessFlusher) Step(ctx context.Context) (int64, bool, error) {
+	n, more, err := f.c.Objects.FlushAccesses(ctx)
+	return int64(n), more, err
+}
+
+// accessEvery is how often accesses are written down.
+func (c *Core) accessEvery() time.Duration {
+	return min(time.Minute, max(c.LifecycleDay()/20, 100*time.Millisecond))
+}
+
+// accessesWait bounds the last time that accesses are written down, at the end of the process.
+const accessesWait = 2 * time.Second
+
+// flushAccesses writes down what was read since the worker came by last.
+func (c *Core) flushAccesses() {
+	ctx, cancel := context.WithTimeout(context.Background(), accessesWait)
+	defer cancel()
+	for more, err := true, error(nil); more && err == nil; {
+		_, more, err = c.Objects.FlushAccesses(ctx)
+	}
 }

@@ -31,7 +31,9 @@ type look struct {
 	Version   string            `json:"version"`
 	NotReady  string            `json:"not_ready,omitempty"`
 	Lifecycle *status.Lifecycle `json:"lifecycle,omitempty"`
-	lost      string            // why there is none
+
+	Events []status.EventWorker `json:"events,omitempty"`
+	lost   string               // why there is none
 }
 
 // groupLook is a Raft group as seen from one node, with the replicas there.
@@ -76,6 +78,7 @@ func (c *Core) lookHere() *look {
 		l.Repaired, l.Repairing = c.repairing()
 		lc := c.lifecycleHere()
 		l.Lifecycle = &lc
+		l.Events = c.Events.workersHere()
 	}
 	return l
 }

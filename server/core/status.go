@@ -13,6 +13,7 @@ import (
 	"cairn/cluster/placement"
 	"cairn/cluster/rangestate"
 	"cairn/cluster/sysstate"
+	"cairn/proto/metapb"
 	"cairn/server/status"
 	"cairn/storage"
 	"cairn/storage/garbage"
@@ -47,7 +48,8 @@ func (c *Core) nodeID() cluster.NodeID {
 // Status looks at everything of the store; the caller fills in what is about its
 // faces. A part that cannot be read now (no leader) is left zero.
 func (c *Core) Status(ctx context.Context) status.Status {
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	whole := ctx
+	ctx, cancel := context.WithTimeout(whole, statusPart)
 	defer cancel()
 	t := c.Controller.Topology()
 	s := status.Status{StoreID: c.Controller.StoreID(), Node: string(c.nodeID()), Topology: t.Version, Version: c.env.Version}
@@ -67,11 +69,26 @@ func (c *Core) Status(ctx context.Context) status.Status {
 			s.Redundancy.Repairing = strings.TrimPrefix(s.Redundancy.Repairing+"; "+l.Repairing, "; ")
 		}
 	}
-	s.Usage = c.usage(ctx)
+	within(whole, func(ctx context.Context) { s.Events = c.Events.waitingHere(ctx) })
+	within(whole, func(ctx context.Context) { s.Usage = c.usage(ctx) })
 	lc := c.lifecycleHere()
 	s.Lifecycle = &lc
+	s.Retrieved = map[string]int64{}
+	for class, n := range c.Objects.Retrieved() {
+		s.Retrieved[string(class)] = n
+	}
 	s.Warnings = warnings(&s)
 	return s
+}
+
+// statusPart is how long a part of status may take: what is read here must not be missing because what is read elsewhere took all the time.
+const statusPart = 2 * time.Second
+
+// within calls fn with a context that ends after statusPart.
+func within(ctx context.Context, fn func(context.Context)) {
+	ctx, cancel := context.WithTimeout(ctx, statusPart)
+	defer cancel()
+	fn(ctx)
 }
 
 func zoneStatus(t *cluster.Topology, drives []status.Drive) (out []status.Zone) {
@@ -292,16 +309,28 @@ func stuckText(name string, problems []repair.Problem) string {
 
 // usage sums the counters of all ranges.
 func (c *Core) usage(ctx context.Context) (u status.Usage) {
+	sums := map[storage.StorageClass]*metapb.CounterRow{}
 	for _, g := range c.Meta.AllRanges() {
-		_ = c.Meta.ReadGroup(ctx, g.ID, func(v rangestate.Reader) error {
-			counters, err := v.Counters()
-			for _, k := range counters {
-				u.Objects += k.Row.Objects
-				u.Bytes += k.Row.Bytes
-			}
+		var counters []rangestate.Counter
+		err := c.Meta.ReadGroup(ctx, g.ID, func(v rangestate.Reader) (err error) {
+			counters, err = v.Counters()
 			return err
 		})
+		if err != nil {
+			u.Partial = true
+			continue
+		}
+		for _, k := range counters {
+			u.Objects += k.Row.Objects
+			u.Bytes += k.Row.Bytes
+			add(sums, k.Class, k.Row)
+		}
 	}
+	drives := c.onDrives()
+	for class, row := range sums {
+		u.Classes = append(u.Classes, c.classUsage(class, row, drives))
+	}
+	slices.SortFunc(u.Classes, byClass)
 	_ = c.Meta.System(ctx, func(r sysstate.Reader) (err error) {
 		u.Buckets, err = r.CountBuckets()
 		return err
@@ -327,6 +356,11 @@ func warnings(s *status.Status) (out []string) {
 		}
 		if d.BelowReserve {
 			out = append(out, fmt.Sprintf("drive %s is full: delete objects or add drives; it takes no more data", d.Path))
+		}
+	}
+	for _, e := range s.Events {
+		if e.Held {
+			out = append(out, fmt.Sprintf("the queue of target %s is full: writes that would make another event for it are refused; see cairn events status", e.Target))
 		}
 	}
 	for _, g := range s.Groups {

@@ -23,6 +23,8 @@ type statusCollector struct {
 	proof, dirty, repair, repaired, garbage *prometheus.Desc
 	garbageAge                              *prometheus.Desc
 	lifecycle                               lifecycleDescs
+	usage                                   usageDescs
+	events                                  eventDescs
 }
 
 func newStatusCollector(look func(context.Context) (status.Status, error)) *statusCollector {
@@ -55,6 +57,8 @@ func newStatusCollector(look func(context.Context) (status.Status, error)) *stat
 		garbage:     d("garbage_queue", "Removed writes whose chunks still take space."),
 		garbageAge:  d("garbage_oldest_seconds", "Age of the oldest of them."),
 		lifecycle:   newLifecycleDescs(d),
+		usage:       newUsageDescs(d),
+		events:      newEventDescs(d),
 	}
 }
 
@@ -77,6 +81,8 @@ func (c *statusCollector) Collect(ch chan<- prometheus.Metric) {
 	gauge(c.buckets, float64(s.Usage.Buckets))
 	gauge(c.objects, float64(s.Usage.Objects))
 	gauge(c.objectBytes, float64(s.Usage.Bytes))
+	c.usage.collect(ch, &s)
+	c.events.collect(ch, s.Events)
 	for _, d := range s.Drives {
 		gauge(c.driveUp, yes(d.State == "active"), d.ID, d.Zone, d.Path)
 		gauge(c.full, yes(d.BelowReserve), d.ID, d.Zone, d.Path)

@@ -8,8 +8,8 @@ import (
 
 // lifecycleDescs are the metrics of this node's lifecycle worker.
 type lifecycleDescs struct {
-	lag, due, roundSeconds, roundRows                                  *prometheus.Desc
-	rounds, expired, removed, aborted, transitioned, movedBytes, error *prometheus.Desc
+	lag, due, roundSeconds, roundRows                                            *prometheus.Desc
+	rounds, expired, removed, aborted, transitioned, retiered, movedBytes, error *prometheus.Desc
 }
 
 func newLifecycleDescs(d func(name, help string, labels ...string) *prometheus.Desc) lifecycleDescs {
@@ -23,7 +23,8 @@ func newLifecycleDescs(d func(name, help string, labels ...string) *prometheus.D
 		removed:      d("lifecycle_removed_total", "Noncurrent versions and delete markers that rules removed since the start."),
 		aborted:      d("lifecycle_aborted_total", "Multipart uploads that rules aborted since the start."),
 		transitioned: d("lifecycle_transitioned_total", "Versions that rules moved to another storage class since the start."),
-		movedBytes:   d("lifecycle_moved_bytes_total", "Bytes written in another class for them."),
+		retiered:     d("lifecycle_retiered_total", "Versions of INTELLIGENT_TIERING that went to another tier since the start."),
+		movedBytes:   d("lifecycle_moved_bytes_total", "Bytes written in another class for both."),
 		error:        d("lifecycle_failing", "1 while something that rules want could not be done."),
 	}
 }
@@ -43,5 +44,6 @@ func (l *lifecycleDescs) collect(ch chan<- prometheus.Metric, s *status.Lifecycl
 	counter(l.removed, s.Removed)
 	counter(l.aborted, s.Aborted)
 	counter(l.transitioned, s.Transitioned)
+	counter(l.retiered, s.Retiered)
 	counter(l.movedBytes, s.MovedBytes)
 }

@@ -122,3 +122,41 @@ func TestLifecycle(t *testing.T) {
 		"cairn_lifecycle_round_seconds 1.5", "cairn_lifecycle_expired_total 3", "cairn_lifecycle_removed_total 4", "cairn_lifecycle_aborted_total 5",
 		"cairn_lifecycle_transitioned_total 6", "cairn_lifecycle_moved_bytes_total 7", "cairn_lifecycle_failing 1")
 }
+
+func TestUsage(t *testing.T) {
+	usage := []status.ClassUsage{{Class: "GLACIER", Objects: 3, Versions: 2, Bytes: 50, Uploads: 1, UploadBytes: 7, DriveBytes: 90, EarlyByteDays: 12.5, RestoredBytes: 20}}
+	m := New(func(context.Context) (status.Status, error) {
+		return status.Status{Usage: status.Usage{Classes: usage}, Retrieved: map[string]int64{"GLACIER": 11}}, nil
+	})
+	wantLines(t, scrape(t, m), `cairn_class_objects{class="GLACIER"} 3`, `cairn_class_noncurrent_versions{class="GLACIER"} 2`, `cairn_class_bytes{class="GLACIER"} 50`,
+		`cairn_class_uploads{class="GLACIER"} 1`, `cairn_class_upload_bytes{class="GLACIER"} 7`, `cairn_class_drive_bytes{class="GLACIER"} 90`,
+		`cairn_class_early_byte_days_total{class="GLACIER"} 12.5`, `cairn_class_restored_bytes_total{class="GLACIER"} 20`, `cairn_retrieved_bytes_total{class="GLACIER"} 11`)
+}
+
+// TestBuckets: buckets are told of one by one while there are few enough, and not looked at for each scrape.
+func TestBuckets(t *testing.T) {
+	now := time.Unix(1000, 0)
+	looks, ok, fail := 0, true, error(nil)
+	m := New(nil)
+	m.WatchBuckets(func(context.Context) ([]status.BucketUsage, bool, error) {
+		looks++
+		return []status.BucketUsage{{Bucket: "b", Classes: []status.ClassUsage{{Class: "STANDARD", Objects: int64(looks), Bytes: 5}}}, {Bucket: "empty"}}, ok, fail
+	}, func() time.Time { return now })
+	wantLines(t, scrape(t, m), `cairn_bucket_metrics 1`, `cairn_bucket_objects{bucket="b",class="STANDARD"} 1`, `cairn_bucket_bytes{bucket="b",class="STANDARD"} 5`)
+	now = now.Add(bucketsEvery - 1)
+	wantLines(t, scrape(t, m), `cairn_bucket_objects{bucket="b",class="STANDARD"} 1`)
+	now = now.Add(1)
+	wantLines(t, scrape(t, m), `cairn_bucket_objects{bucket="b",class="STANDARD"} 2`)
+	for what, change := range map[string]func(){"too many": func() { ok = false }, "no answer": func() { ok, fail = true, errors.New("no leader") }} {
+		now = now.Add(bucketsEvery)
+		change()
+		text := scrape(t, m)
+		wantLines(t, text, `cairn_bucket_metrics 0`)
+		if strings.Contains(text, "cairn_bucket_objects") {
+			t.Errorf("%s: buckets are told of", what)
+		}
+	}
+	ok, fail = true, nil // after an error it is looked at again at once
+	now = now.Add(bucketsEvery)
+	wantLines(t, scrape(t, m), `cairn_bucket_metrics 1`)
+}

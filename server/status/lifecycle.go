@@ -21,7 +21,8 @@ type Lifecycle struct {
 	Removed      int64           `json:"removed"`       // noncurrent versions and delete markers, since the start
 	Aborted      int64           `json:"aborted"`       // uploads, since the start
 	Transitioned int64           `json:"transitioned"`  // versions, since the start
-	MovedBytes   int64           `json:"moved_bytes"`   // written in another class for them
+	Retiered     int64           `json:"retiered"`      // versions of INTELLIGENT_TIERING, since the start
+	MovedBytes   int64           `json:"moved_bytes"`   // written in another class for both
 	Due          int64           `json:"due"`           // actions known to be due and not done
 	LagSeconds   float64         `json:"lag_seconds"`   // since when the first of them is due
 	Rules        []LifecycleRule `json:"rules,omitempty"`
@@ -46,7 +47,7 @@ func SortLifecycle(all []Lifecycle) {
 // PrintLifecycle writes what all nodes said for people.
 func PrintLifecycle(w io.Writer, all []Lifecycle, now time.Time) {
 	table(w, "LIFECYCLE", func(w io.Writer) {
-		fmt.Fprintln(w, "  node\texpired\tremoved\taborted\tmoved\tdue\tlag\tlatest round")
+		fmt.Fprintln(w, "  node\texpired\tremoved\taborted\tmoved\tretiered\tdue\tlag\tlatest round")
 		for _, l := range all {
 			latest := "none yet"
 			if l.Ended != nil {
@@ -55,8 +56,8 @@ func PrintLifecycle(w io.Writer, all []Lifecycle, now time.Time) {
 			if l.Running {
 				latest += ", one under way"
 			}
-			fmt.Fprintf(w, "  %s\t%d\t%d\t%d\t%d (%s)\t%d\t%s\t%s\n",
-				l.Node, l.Expired, l.Removed, l.Aborted, l.Transitioned, Bytes(l.MovedBytes), l.Due, lag(l.Due, l.LagSeconds), latest)
+			fmt.Fprintf(w, "  %s\t%d\t%d\t%d\t%d (%s)\t%d\t%d\t%s\t%s\n",
+				l.Node, l.Expired, l.Removed, l.Aborted, l.Transitioned, Bytes(l.MovedBytes), l.Retiered, l.Due, lag(l.Due, l.LagSeconds), latest)
 		}
 	})
 	if slices.ContainsFunc(all, func(l Lifecycle) bool { return len(l.Rules) > 0 }) {

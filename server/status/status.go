@@ -8,25 +8,28 @@ import "time"
 // Status is one look at a node and the cluster as it sees it. Fields may be
 // added; none changes its meaning. Lists are in a stable order.
 type Status struct {
-	Version    string     `json:"version"`
-	StoreID    string     `json:"store_id"`
-	Node       string     `json:"node"`
-	Started    time.Time  `json:"started"`
-	S3         string     `json:"s3"`               // address of the S3 API, with scheme
-	Ready      bool       `json:"ready"`            // serves reads and writes
-	NotReady   string     `json:"why,omitempty"`    // why not, for people
-	Topology   uint64     `json:"topology"`         // version; rises with every change
-	Usage      Usage      `json:"usage"`            // of the whole store
-	Nodes      []Node     `json:"nodes,omitempty"`  // of a cluster, by zone and name
-	Zones      []Zone     `json:"zones"`            // by name
-	Drives     []Drive    `json:"drives"`           // by zone, node and path
-	Groups     []Group    `json:"groups"`           // by id
-	PGs        []PGs      `json:"placement_groups"` // per class and scheme
-	Plans      []Plan     `json:"plans"`            // what each storage class came down to
-	Proof      Proof      `json:"zone_proof"`
-	Redundancy Redundancy `json:"redundancy"`
-	Lifecycle  *Lifecycle `json:"lifecycle,omitempty"` // of this node
-	Warnings   []string   `json:"warnings,omitempty"`  // what an operator should act on, each with the next step
+	Version    string      `json:"version"`
+	StoreID    string      `json:"store_id"`
+	Node       string      `json:"node"`
+	Started    time.Time   `json:"started"`
+	S3         string      `json:"s3"`               // address of the S3 API, with scheme
+	Ready      bool        `json:"ready"`            // serves reads and writes
+	NotReady   string      `json:"why,omitempty"`    // why not, for people
+	Topology   uint64      `json:"topology"`         // version; rises with every change
+	Usage      Usage       `json:"usage"`            // of the whole store
+	Nodes      []Node      `json:"nodes,omitempty"`  // of a cluster, by zone and name
+	Zones      []Zone      `json:"zones"`            // by name
+	Drives     []Drive     `json:"drives"`           // by zone, node and path
+	Groups     []Group     `json:"groups"`           // by id
+	PGs        []PGs       `json:"placement_groups"` // per class and scheme
+	Plans      []Plan      `json:"plans"`            // what each storage class came down to
+	Proof      Proof       `json:"zone_proof"`
+	Redundancy Redundancy  `json:"redundancy"`
+	Lifecycle  *Lifecycle  `json:"lifecycle,omitempty"` // of this node
+	Events     []EventLoad `json:"events,omitempty"`    // what waits in the ranges that are led on this node; the rest of each is in Events
+	// Retrieved is how many bytes this node has read since its start of versions in the storage classes where S3 charges for that, by class.
+	Retrieved map[string]int64 `json:"retrieved,omitempty"`
+	Warnings  []string         `json:"warnings,omitempty"` // what an operator should act on, each with the next step
 }
 
 // Usage is what the store holds for its users.
@@ -34,6 +37,9 @@ type Usage struct {
 	Buckets int64 `json:"buckets"`
 	Objects int64 `json:"objects"` // current versions
 	Bytes   int64 `json:"bytes"`   // of them, as the users count
+
+	Classes []ClassUsage `json:"classes,omitempty"`
+	Partial bool         `json:"partial,omitempty"` // some ranges could not be read: the sums are too low
 }
 
 // Node is one process of a cluster.
