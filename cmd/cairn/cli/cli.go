@@ -1,4 +1,4 @@
-// Package cli is the commands of the cairn binary: server, status, verify, cluster, lifecycle, dev, health, version.
+// Package cli is the commands of the cairn binary: server, status, verify, cluster, lifecycle, usage, inventory, events, dev, health, version.
 package cli
 
 import (
@@ -45,7 +45,10 @@ type commands struct {
 	Status    statusCmd    `cmd:"" help:"Show drives, zones, metadata and redundancy of a running server."`
 	Verify    verifyCmd    `cmd:"" help:"Prove that everything stored has all its shards, or list what has not."`
 	Cluster   clusterCmd   `cmd:"" help:"What concerns several nodes: join tokens, ranges of the metadata."`
-	Lifecycle lifecycleCmd `cmd:"" help:"What lifecycle rules did and have to do."`
+	Lifecycle lifecycleCmd `cmd:"" help:"What lifecycle rules did, have to do and would do."`
+	Usage     usageCmd     `cmd:"" help:"Show what is stored, by bucket and storage class."`
+	Inventory inventoryCmd `cmd:"" help:"List a bucket as CSV, as S3 Inventory does."`
+	Events    eventsCmd    `cmd:"" help:"Where events of objects go, how far they came, and to read or send them again."`
 	Dev       devCmd       `cmd:"" help:"Run a whole cluster on this machine, for trying and testing."`
 	Health    healthCmd    `cmd:"" help:"Exit code 0 if a server is ready, for health checks."`
 	Version   versionCmd   `cmd:"" help:"Print the version."`

@@ -8,7 +8,8 @@ import (
 )
 
 type lifecycleCmd struct {
-	Status lifecycleStatusCmd `cmd:"" help:"Show what lifecycle rules did, what is due and how late it is."`
+	Status   lifecycleStatusCmd   `cmd:"" help:"Show what lifecycle rules did, what is due and how late it is."`
+	Simulate lifecycleSimulateCmd `cmd:"" help:"Show what rules would do to a bucket, at a time, without doing it."`
 }
 
 type lifecycleStatusCmd struct {
