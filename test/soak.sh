@@ -7,7 +7,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 minutes=${MINUTES:-30}
-read -ra packages <<<"${PACKAGES:-./test/crash ./test/linear ./test/netcluster ./test/netcluster/cores ./test/splits ./test/store}"
+read -ra packages <<<"${PACKAGES:-./test/crash ./test/events ./test/linear ./test/netcluster ./test/netcluster/cores ./test/splits ./test/store}"
 export CAIRN_SEED=${CAIRN_SEED:-random}
 round=0
 while [ $SECONDS -lt $((minutes * 60)) ]; do

@@ -4,7 +4,8 @@
 #
 #   test/tools.sh compiler   what the race detector needs
 #   test/tools.sh clients    what the end-to-end tests need
-#   test/tools.sh            both
+#   test/tools.sh brokers    what the tests with real brokers need
+#   test/tools.sh            all
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -30,6 +31,10 @@ any() { # ARGUMENT... -- COMMAND...: one of the commands works with the argument
   return 1
 }
 
+found() { # PATTERN: a program, where it is not on the path
+  compgen -G "$1" >/dev/null
+}
+
 works() { # TOOL
   case $1 in
   gcc) compiles ;;
@@ -37,6 +42,10 @@ works() { # TOOL
   boto3) any -c 'import boto3' -- python3 /usr/bin/python3 "$venv/bin/python3" ;;
   git | curl | s3cmd) "$1" --version ;;
   rclone | restic) "$1" version ;;
+  redis-server) redis-server --version ;;
+  mosquitto) found /usr/sbin/mosquitto ;;
+  rabbitmq-server) found '/usr/lib/rabbitmq/lib/*/sbin/rabbitmq-server' && found "$(command -v epmd)" ;;
+  postgresql) found '/usr/lib/postgresql/*/bin/postgres' && found '/usr/lib/postgresql/*/bin/initdb' ;;
   esac >/dev/null 2>&1
 }
 
@@ -66,9 +75,10 @@ install() { apt install -y --no-install-recommends "$@"; }
 case ${1:-all} in
 compiler) tools=(gcc) ;;
 clients) tools=(git curl rclone s3cmd restic aws boto3) ;;
-all) tools=(gcc git curl rclone s3cmd restic aws boto3) ;;
+brokers) tools=(rabbitmq-server postgresql redis-server mosquitto) ;;
+all) tools=(gcc git curl rclone s3cmd restic aws boto3 rabbitmq-server postgresql redis-server mosquitto) ;;
 *)
-  echo "usage: test/tools.sh [compiler|clients]" >&2
+  echo "usage: test/tools.sh [compiler|clients|brokers]" >&2
   exit 2
   ;;
 esac

@@ -98,6 +98,12 @@ func (s *store) wantClass(key string, class storage.StorageClass) {
 	if got := row.GetAttributes().GetStorageClass(); got != string(class) {
 		s.Fatalf("%s is of class %q, want %q", key, got, class)
 	}
+	s.wantIn(key, row, cmp.Or(class, storage.Standard))
+}
+
+// wantIn checks that the bytes of a version lie in the placement groups of a class.
+func (s *store) wantIn(key string, row *metapb.ObjectRow, class storage.StorageClass) {
+	s.Helper()
 	t := s.Controller.Topology()
 	refs := row.GetData().GetChunks()
 	if row.GetData().GetUploadSeq() != 0 {
@@ -116,7 +122,7 @@ func (s *store) wantClass(key string, class storage.StorageClass) {
 		}
 	}
 	for _, ref := range refs {
-		if pg := t.PGs[storage.PGID(ref.Pg)]; placement.SameTarget(pg.Class) != placement.SameTarget(cmp.Or(class, storage.Standard)) || ref.Missing != 0 {
+		if pg := t.PGs[storage.PGID(ref.Pg)]; placement.SameTarget(pg.Class) != placement.SameTarget(class) || ref.Missing != 0 {
 			s.Fatalf("%s lies in placement group %d of class %s, missing %b", key, ref.Pg, pg.Class, ref.Missing)
 		}
 	}

@@ -32,6 +32,8 @@ def write_configuration(path, worker):
     conf["DEFAULT"] = {"host": host, "port": port, "is_secure": "False", "ssl_verify": "False"}
     conf["fixtures"] = {"bucket prefix": "t-{random}-"}
     conf["s3 main"] = {**main, "api_name": "us-east-1", "storage_classes": "STANDARD_IA, GLACIER"}
+    if days := os.environ.get("LC_DEBUG"):
+        conf["s3 main"]["lc_debug_interval"] = days
     conf["s3 alt"] = alt
     # There are no tenants and there is no IAM: what needs them fails for what it asks, not for want of a section.
     conf["s3 tenant"] = {**alt, "tenant": "none"}

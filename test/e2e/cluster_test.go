@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -127,6 +128,12 @@ func (c *nodes) settle(limit time.Duration) {
 		}
 		if !s.Proof.OK {
 			why = s.Proof.Line
+		}
+		for i, p := range c.all[1:] {
+			// A node hears of drives a moment after they joined, and estimates by those that it knows.
+			if why == "" && !reflect.DeepEqual(p.status().Plans, s.Plans) {
+				why = c.names[i+1] + " does not plan as " + c.names[0] + " does"
+			}
 		}
 		if why == "" {
 			c.all[0].waitWhole(limit)

@@ -306,8 +306,13 @@ func (p *process) cairn(command string, extra ...string) (code int, stdout, stde
 	}
 	args := []string{command}
 	switch command {
-	case "status":
+	case "status", "usage", "inventory":
 		args = append(args, "--data-dir", p.data, "--admin-listen", p.admin)
+	case "simulate":
+		args = []string{"lifecycle", "simulate", "--data-dir", p.data, "--admin-listen", p.admin}
+	case "events":
+		args = append(append(args, extra...), "--data-dir", p.data, "--admin-listen", p.admin)
+		extra = nil
 	case "lifecycle":
 		args = append(args, "status", "--data-dir", p.data, "--admin-listen", p.admin)
 	default:

@@ -52,9 +52,42 @@ type walker struct {
 
 func walk(t *testing.T, all []*process) {
 	w := &walker{t: t, all: all, cli: awsTool(t), dir: t.TempDir()}
+	tiered := w.tiers()
 	w.classes()
 	w.versions()
+	tiered()
 	w.reports()
+}
+
+// tiers puts an object of INTELLIGENT_TIERING in a bucket without rules; what it answers waits until that went to another tier.
+func (w *walker) tiers() (tiered func()) {
+	bucket := newBucket(w.t, w.all[0].endpoint)
+	body := noiseBytes(4, 300<<10)
+	w.aws("s3api", "put-object", "--bucket", bucket, "--key", "k", "--body", w.file("tiered", body), "--storage-class", "INTELLIGENT_TIERING")
+	cfg := `{"Id":"cold","Status":"Enabled","Filter":{"Prefix":"p/"},"Tierings":[{"Days":180,"AccessTier":"DEEP_ARCHIVE_ACCESS"}]}`
+	w.aws("s3api", "put-bucket-intelligent-tiering-configuration", "--bucket", bucket, "--id", "cold", "--intelligent-tiering-configuration", cfg)
+	for _, args := range [][]string{{"list-bucket-intelligent-tiering-configurations"}, {"get-bucket-intelligent-tiering-configuration", "--id", "cold"}} {
+		if out := w.aws(append([]string{"s3api", args[0], "--bucket", bucket}, args[1:]...)...); !strings.Contains(out, `"DEEP_ARCHIVE_ACCESS"`) || !strings.Contains(out, `"p/"`) {
+			w.t.Errorf("%v: %s", args, out)
+		}
+	}
+	w.aws("s3api", "delete-bucket-intelligent-tiering-configuration", "--bucket", bucket, "--id", "cold")
+	return func() {
+		w.until("another tier", func(*s3.Client) string {
+			code, out, errOut := w.next().cairn("lifecycle", "--json")
+			var all []status.Lifecycle
+			if err := json.Unmarshal([]byte(out), &all); code != 0 || err != nil {
+				w.t.Fatalf("cairn lifecycle status: %d %s %v", code, errOut, err)
+			}
+			if !slices.ContainsFunc(all, func(l status.Lifecycle) bool { return l.Retiered > 0 }) {
+				return "none has changed"
+			}
+			return ""
+		})
+		if got, err := get(w.t.Context(), w.next().client(), bucket, "k"); err != nil || !bytes.Equal(got, body) {
+			w.t.Errorf("%d bytes after the tier changed: %v", len(got), err)
+		}
+	}
 }
 
 func (w *walker) next() *process {

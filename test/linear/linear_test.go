@@ -87,7 +87,7 @@ func (l *lossy) Propose(ctx context.Context, g cluster.GroupID, data []byte) ([]
 func gateways(c *core.Core, groups func() metaclient.Groups, n int) (stores []Store) {
 	for range n {
 		meta := metaclient.New(metaclient.Config{Groups: groups(), Topology: c.Controller.Topology, Now: time.Now, Rand: rand.Reader, Timeout: 3 * time.Second, RetryMin: time.Millisecond})
-		o := objects.New(objects.Config{Meta: meta, Chunks: c.Chunks, Pins: c.Pins, Logger: slog.New(slog.DiscardHandler), Region: "us-east-1"})
+		o := objects.New(objects.Config{Meta: meta, Chunks: c.Bodies, Pins: c.Pins, Logger: slog.New(slog.DiscardHandler), Region: "us-east-1"})
 		stores = append(stores, Gateway{o, "bucket"})
 	}
 	return stores

@@ -79,7 +79,7 @@ func elsewhere(t *testing.T, c *core.Core) *objects.Store {
 		Conn: func(cluster.NodeID) (grpc.ClientConnInterface, error) { return cc, nil },
 	})
 	meta := metaclient.New(metaclient.Config{Groups: router, Elsewhere: router, Topology: c.Controller.Topology, Now: time.Now, Rand: rand.Reader})
-	return objects.New(objects.Config{Meta: meta, Chunks: c.Chunks, Pins: c.Pins})
+	return objects.New(objects.Config{Meta: meta, Chunks: c.Bodies, Pins: c.Pins})
 }
 
 // What one gateway did the other sees at once, buckets too.

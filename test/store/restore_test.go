@@ -33,7 +33,7 @@ func newArchiving(t *testing.T) *archiving {
 	c, _ := openWith(t, harness.Options{Tune: func(tune *core.Tuning) { tune.Raft.HeartbeatTimeout = time.Second }})
 	meta := metaclient.New(metaclient.Config{Groups: c.Groups, Topology: c.Controller.Topology, Now: time.Now, Rand: rand.Reader, RetryMin: time.Millisecond})
 	s := objects.New(objects.Config{
-		Meta: meta, Chunks: c.Chunks, Pins: c.Pins, Day: 10 * time.Minute,
+		Meta: meta, Chunks: c.Bodies, Pins: c.Pins, Day: 10 * time.Minute,
 		RestoreTimes: func(_ storage.StorageClass, tier string) time.Duration {
 			return map[string]time.Duration{"Expedited": 10 * time.Second, "Standard": time.Minute, "Bulk": 15 * time.Minute}[tier]
 		},

@@ -80,7 +80,7 @@ func (l *losing) Propose(ctx context.Context, g cluster.GroupID, data []byte) ([
 // over is a second gateway of the store, with a metadata plane of its own.
 func over(c *core.Core, g metaclient.Groups) *objects.Store {
 	meta := metaclient.New(metaclient.Config{Groups: g, Topology: c.Controller.Topology, Now: time.Now, Rand: rand.Reader, RetryMin: time.Millisecond})
-	return objects.New(objects.Config{Meta: meta, Chunks: c.Chunks, Pins: c.Pins})
+	return objects.New(objects.Config{Meta: meta, Chunks: c.Bodies, Pins: c.Pins})
 }
 
 func put(s *objects.Store, ctx context.Context, key, body string, cond objects.Conditions) error {

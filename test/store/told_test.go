@@ -103,7 +103,7 @@ func (g told) putRules(id string) {
 
 func leased(c *core.Core, l *lookups) *objects.Store {
 	meta := metaclient.New(metaclient.Config{Groups: c.Groups, Topology: c.Controller.Topology, Now: time.Now, Rand: rand.Reader, Lease: l})
-	return objects.New(objects.Config{Meta: meta, Chunks: c.Chunks, Pins: c.Pins})
+	return objects.New(objects.Config{Meta: meta, Chunks: c.Bodies, Pins: c.Pins})
 }
 
 // A read tells a bucket's rules as its range obeys them, whoever put them, and a write tells them a minute later at most. The
