@@ -37,11 +37,11 @@ fuzz: ## every fuzz target for a minute
 	STEPS=1000 ROUNDS=1 SECONDS_DRIVE=1 OBJECTS=0 FUZZTIME=60s test/long.sh
 
 .PHONY: scale
-scale: ## a store of 10 million objects opened again (some GiB of disk, long)
+scale: ## a store of 10 million objects opened again, rules over a million (some GiB of disk, long)
 	$(GO) test -tags scale -count=1 -timeout 120m -v ./test/scale
 
 .PHONY: e2e
-e2e: ## the binary with real clients, kills, lost zones (make tools installs the clients)
+e2e: ## the binary with real clients and brokers, kills, lost zones (make tools installs them)
 	$(GO) test -tags e2e -count=1 -timeout $(E2E_TIMEOUT) -v ./test/e2e
 
 .PHONY: e2e-cluster
@@ -56,6 +56,10 @@ e2e-long: ## the same with 100 kills and objects of 5 GiB (30 GiB of free disk)
 compose: ## compose.yaml with real containers, zones cut off and stopped (needs Docker)
 	$(GO) test -tags compose -count=1 -timeout $(E2E_TIMEOUT) -v ./test/compose
 
+.PHONY: brokers
+brokers: ## destinations of events with a real RabbitMQ and PostgreSQL (test/tools.sh brokers installs them)
+	$(GO) test -tags brokers -count=1 -timeout $(TEST_TIMEOUT) ./server/target/...
+
 .PHONY: conformance
 conformance: ## the public Ceph S3 suite against one process (S3TESTS=a checkout of it)
 	test/conformance/run.sh
@@ -68,7 +72,7 @@ bench: ## next to MinIO, if MINIO names its binary (docs/benchmarks.md)
 lint: ## gofmt, vet, layering
 	@test -z "$$(gofmt -l cmd server storage cluster s3api proto test)" || { gofmt -l cmd server storage cluster s3api proto test; exit 1; }
 	$(GO) vet ./...
-	$(GO) vet -tags 'e2e long scale compose' ./...
+	$(GO) vet -tags 'e2e long scale compose brokers' ./...
 	$(GO) test -count=1 ./test/layering
 
 .PHONY: fmt
@@ -76,5 +80,5 @@ fmt: ## gofmt everything
 	gofmt -w cmd server storage cluster s3api test
 
 .PHONY: tools
-tools: ## what make race and make e2e need (Debian, Ubuntu)
+tools: ## what make race, make e2e and make brokers need (Debian, Ubuntu)
 	test/tools.sh
