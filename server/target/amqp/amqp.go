@@ -259,7 +259,8 @@ func (l *link) end() {
 
 // publish answers how many of the wave were confirmed, from the first on, and whether the broker answered for every one.
 func (l *link) publish(ctx context.Context, c Config, wave []target.Message) (acked int, whole bool, err error) {
-	defer context.AfterFunc(ctx, func() { l.raw.Close() })() // publishing does not look at ctx
+	stop := context.AfterFunc(ctx, func() { l.raw.Close() }) // publishing does not look at ctx
+	defer func() { whole = stop() && whole }()               // it may be about to close what the next wave would use
 	confirms := make([]*amqp091.DeferredConfirmation, 0, len(wave))
 	for _, m := range wave {
 		confirm, err := l.channel.PublishWithDeferredConfirm(c.Exchange, c.RoutingKey, true, false, publishing(m))

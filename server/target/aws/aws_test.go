@@ -15,6 +15,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -43,10 +44,11 @@ func (c call) action() string {
 	return c.Header.Get("X-Amz-Invocation-Type")
 }
 
-// serve runs a server that answers with what is given, and keeps the requests. They come one at a time here.
-func serve(t *testing.T, answer func(w http.ResponseWriter, c call)) (s *httptest.Server, calls *[]call) {
+// serve runs a server that answers with what is given, and keeps the requests.
+func serve(t *testing.T, answer func(w http.ResponseWriter, c call)) (s *httptest.Server, calls func() []call) {
 	t.Helper()
-	calls = new([]call)
+	var mu sync.Mutex // a request that was cut off is repeated at once
+	var kept []call
 	s = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(r.Body)
 		if err != nil {
@@ -56,11 +58,17 @@ func serve(t *testing.T, answer func(w http.ResponseWriter, c call)) (s *httptes
 		if a := r.Header.Get("Authorization"); !strings.HasPrefix(a, "AWS4-HMAC-SHA256 Credential=AKID/") || !strings.Contains(a, "/eu-test-1/") {
 			t.Errorf("signed with %q", a)
 		}
-		*calls = append(*calls, c)
+		mu.Lock()
+		kept = append(kept, c)
+		mu.Unlock()
 		answer(w, c)
 	}))
 	t.Cleanup(s.Close)
-	return s, calls
+	return s, func() []call {
+		mu.Lock()
+		defer mu.Unlock()
+		return slices.Clone(kept)
+	}
 }
 
 func openTarget(t *testing.T, c Config) target.Target {
@@ -140,7 +148,7 @@ func TestQueue(t *testing.T) {
 	}
 	var sizes []int
 	var bodies []string
-	for _, c := range (*calls)[1:] {
+	for _, c := range calls()[1:] {
 		all := entries(t, c)
 		sizes = append(sizes, len(all))
 		for _, e := range all {
@@ -170,11 +178,11 @@ func TestQueueFIFO(t *testing.T) {
 		t.Fatal(n, err)
 	}
 	var all []entry
-	for _, c := range *calls {
+	for _, c := range calls() {
 		all = append(all, entries(t, c)...)
 	}
-	if len(*calls) != 2 || all[0].MessageGroupId == "" || all[0].MessageGroupId != all[2].MessageGroupId || all[0].MessageGroupId == all[1].MessageGroupId {
-		t.Errorf("%d requests, %+v", len(*calls), all)
+	if len(calls()) != 2 || all[0].MessageGroupId == "" || all[0].MessageGroupId != all[2].MessageGroupId || all[0].MessageGroupId == all[1].MessageGroupId {
+		t.Errorf("%d requests, %+v", len(calls()), all)
 	}
 	if all[0].MessageDeduplicationId != "id0" || len(all[1].MessageDeduplicationId) != 64 {
 		t.Errorf("%+v", all)
@@ -216,8 +224,8 @@ func TestQueueLargeOnesGoAlone(t *testing.T) {
 	}
 	batch[3].Body = bytes.Repeat([]byte("1"), 2*smallMax)
 	n, err := to.Send(t.Context(), batch)
-	if n != 3 || !isRejected(err) || len(*calls) != 4 {
-		t.Errorf("%d, %v, %d requests", n, err, len(*calls))
+	if n != 3 || !isRejected(err) || len(calls()) != 4 {
+		t.Errorf("%d, %v, %d requests", n, err, len(calls()))
 	}
 }
 
@@ -245,10 +253,10 @@ func TestTopic(t *testing.T) {
 		if n, err := to.Send(t.Context(), messages(2)); n != 2 || err != nil {
 			t.Fatal(n, err)
 		}
-		if len(*calls) != 3 || (*calls)[0].action() != "GetTopicAttributes" {
-			t.Fatalf("%d requests", len(*calls))
+		if len(calls()) != 3 || calls()[0].action() != "GetTopicAttributes" {
+			t.Fatalf("%d requests", len(calls()))
 		}
-		for i, c := range (*calls)[1:] {
+		for i, c := range calls()[1:] {
 			v, err := url.ParseQuery(string(c.body))
 			if err != nil {
 				t.Fatal(err)
@@ -283,8 +291,8 @@ func TestTopicRefuses(t *testing.T) {
 		batch := messages(2)
 		batch[0].Body = bytes.Repeat([]byte("1"), c.size)
 		n, err := to.Send(t.Context(), batch)
-		if n != 0 || err == nil || isRejected(err) != c.rejected || len(*calls) != 1 {
-			t.Errorf("%+v: %d, %v, %d requests", c, n, err, len(*calls))
+		if n != 0 || err == nil || isRejected(err) != c.rejected || len(calls()) != 1 {
+			t.Errorf("%+v: %d, %v, %d requests", c, n, err, len(calls()))
 		}
 		if err := to.Check(t.Context()); err == nil || !strings.Contains(err.Error(), c.code) || strings.Contains(err.Error(), "SECRET") {
 			t.Errorf("%+v: %v", c, err)
@@ -316,7 +324,7 @@ func TestFunction(t *testing.T) {
 		t.Fatal(n, err)
 	}
 	var seen []string
-	for _, c := range *calls {
+	for _, c := range calls() {
 		seen = append(seen, c.action()+string(c.body))
 	}
 	if want := []string{"DryRun{}", `Event{"n":0}`, `Event{"n":1}`, `Event{"n":2}`}; !slices.Equal(seen, want) {
@@ -389,7 +397,7 @@ func TestClosed(t *testing.T) {
 	if n, err := to.Send(t.Context(), messages(1)); n != 0 || !errors.Is(err, target.ErrClosed) {
 		t.Error(n, err)
 	}
-	if err := to.Check(t.Context()); !errors.Is(err, target.ErrClosed) || len(*calls) != 0 {
+	if err := to.Check(t.Context()); !errors.Is(err, target.ErrClosed) || len(calls()) != 0 {
 		t.Error(err)
 	}
 }

@@ -378,7 +378,9 @@ func (p *producer) Check(ctx context.Context) error {
 	req.Topics = append(req.Topics, asked)
 	stop := context.AfterFunc(limited, func() { p.abandon(cl) })
 	resp, err := req.RequestWith(limited, cl)
-	stop()
+	if !stop() {
+		p.abandon(cl) // it may not have begun yet: a call that comes now must not find the client that it closes
+	}
 	if ended := context.Cause(ctx); ended != nil {
 		return ended
 	}

@@ -291,7 +291,8 @@ func (l *link) publish(ctx context.Context, c Config, m target.Message) (answere
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	defer context.AfterFunc(l.alive, func() { cancel(context.Cause(l.alive)) })()
-	defer context.AfterFunc(ctx, func() { l.raw.Close() })() // writing does not look at ctx
+	stop := context.AfterFunc(ctx, func() { l.raw.Close() }) // writing does not look at ctx
+	defer func() { answered = stop() && answered }()         // it may be about to close what the next message would use
 	response, err := l.client.Publish(ctx, p)
 	if response == nil {
 		if cause := context.Cause(ctx); cause != nil {
