@@ -106,7 +106,19 @@ func serve(t *testing.T, address string, h *hook, config *tls.Config, options *b
 		t.Fatal(err)
 	}
 	var once sync.Once
-	end = func() { once.Do(func() { s.Close() }) }
+	end = func() {
+		once.Do(func() {
+			// The server's own way to its clients takes a lock for reading twice, and waits for ever if one leaves in between.
+			s.Listeners.Close("test", func(string) {
+				for _, c := range s.Clients.GetAll() {
+					if !c.Net.Inline {
+						_ = s.DisconnectClient(c, packets.ErrServerShuttingDown)
+					}
+				}
+			})
+			s.Close()
+		})
+	}
 	t.Cleanup(end)
 	return at, end
 }
