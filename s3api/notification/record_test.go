@@ -2,6 +2,7 @@ package notification
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"math"
 	"math/rand/v2"
@@ -102,6 +103,110 @@ func TestRecords(t *testing.T) {
 	e.VersionID, e.Size = "", 0
 	object := keyJSON + `,"size":0,"eTag":"0123456789abcdef0123456789abcdef","sequencer":"0000000000000ABC0002"`
 	want(t, "an empty object without versions", e.Records("rule"), `{"Records":[`+recordJSON("2.1", "ObjectCreated:Put", byRequestJSON, object, "")+`]}`)
+}
+
+type principal struct {
+	ID string `json:"principalId"`
+}
+
+// record is S3's record of an event as encoding/json writes it, which Records must not differ from.
+type record struct {
+	EventVersion string    `json:"eventVersion"`
+	EventSource  string    `json:"eventSource"`
+	AWSRegion    string    `json:"awsRegion"`
+	EventTime    string    `json:"eventTime"`
+	EventName    string    `json:"eventName"`
+	UserIdentity principal `json:"userIdentity"`
+	Request      struct {
+		SourceIP string `json:"sourceIPAddress"`
+	} `json:"requestParameters"`
+	Response struct {
+		RequestID string `json:"x-amz-request-id"`
+		HostID    string `json:"x-amz-id-2"`
+	} `json:"responseElements"`
+	S3        entity         `json:"s3"`
+	Glacier   *glacierData   `json:"glacierEventData,omitempty"`
+	Lifecycle *lifecycleData `json:"lifecycleEventData,omitempty"`
+	Tiering   *tieringData   `json:"intelligentTieringEventData,omitempty"`
+}
+
+type entity struct {
+	SchemaVersion   string `json:"s3SchemaVersion"`
+	ConfigurationID string `json:"configurationId"`
+	Bucket          struct {
+		Name  string    `json:"name"`
+		Owner principal `json:"ownerIdentity"`
+		ARN   string    `json:"arn"`
+	} `json:"bucket"`
+	Object struct {
+		Key       string  `json:"key"`
+		Size      *uint64 `json:"size,omitempty"`
+		ETag      string  `json:"eTag,omitempty"`
+		VersionID string  `json:"versionId,omitempty"`
+		Sequencer string  `json:"sequencer"`
+	} `json:"object"`
+}
+
+type glacierData struct {
+	Restore struct {
+		Expiry       string `json:"lifecycleRestorationExpiryTime"`
+		StorageClass string `json:"lifecycleRestoreStorageClass"`
+	} `json:"restoreEventData"`
+}
+
+type lifecycleData struct {
+	Transition struct {
+		StorageClass string `json:"destinationStorageClass"`
+	} `json:"transitionEventData"`
+}
+
+type tieringData struct {
+	AccessTier string `json:"destinationAccessTier"`
+}
+
+func (e *Event) record(configurationID string) *record {
+	r := &record{
+		EventVersion: e.Type.kind().version,
+		EventSource:  "aws:s3",
+		AWSRegion:    e.Region,
+		EventTime:    string(appendMilliseconds(nil, e.TimeMS)),
+		EventName:    e.Type.String(),
+		UserIdentity: principal{cmp.Or(e.Principal, service)},
+	}
+	r.Request.SourceIP = cmp.Or(e.SourceIP, service)
+	r.Response.RequestID, r.Response.HostID = e.RequestID, e.HostID
+	r.S3.SchemaVersion, r.S3.ConfigurationID = "1.0", configurationID
+	b := &r.S3.Bucket
+	b.Name, b.Owner.ID, b.ARN = e.Bucket, e.Owner, bucketARN(e.Bucket)
+	o := &r.S3.Object
+	o.Key, o.VersionID, o.Sequencer = string(appendKey(nil, e.Key)), e.VersionID, Sequencer(e.Seq, e.N)
+	o.Size, o.ETag = e.object()
+	switch e.Type {
+	case ObjectRestoreCompleted:
+		r.Glacier = &glacierData{}
+		r.Glacier.Restore.Expiry, r.Glacier.Restore.StorageClass = string(appendMilliseconds(nil, e.RestoreExpiryMS)), e.StorageClass
+	case LifecycleTransition:
+		r.Lifecycle = &lifecycleData{}
+		r.Lifecycle.Transition.StorageClass = e.StorageClass
+	case IntelligentTiering:
+		r.Tiering = &tieringData{e.AccessTier}
+	}
+	return r
+}
+
+// FuzzRecords compares the record that is written by hand with that of encoding/json.
+func FuzzRecords(f *testing.F) {
+	f.Add(uint8(1), "us-west-2", "key", "v7", "AWS:alice", "rule", uint64(1024), int64(1431000245678))
+	f.Add(uint8(8), "", "", "", "", "", uint64(0), int64(0))
+	f.Add(uint8(10), "<&>", "a b/c+\x00", "\"\\", "\u2028\xff", "\x7f\t\n", uint64(math.MaxUint64), int64(-1))
+	f.Add(uint8(13), "é", "é", "é", "é", "é", uint64(1), int64(math.MaxInt32))
+	f.Fuzz(func(t *testing.T, typ uint8, a, b, c, d, rule string, size uint64, ms int64) {
+		e := &Event{
+			Type: Type(typ % typesEnd), TimeMS: ms, Region: a, Bucket: d, Owner: b, Key: b, VersionID: c, Size: size, ETag: d, Seq: size, N: uint16(ms),
+			Principal: d, SourceIP: c, RequestID: a, HostID: b, StorageClass: c, RestoreExpiryMS: ms / 2, AccessTier: a,
+		}
+		want(t, "record", e.Records(rule), string(encode(struct{ Records []*record }{[]*record{e.record(rule)}})))
+	})
 }
 
 func TestTestMessage(t *testing.T) {

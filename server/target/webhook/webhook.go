@@ -153,7 +153,11 @@ func chunk(batch []target.Message, limit int) int {
 func (h *hook) post(ctx context.Context, messages []target.Message) error {
 	body := messages[0].Body
 	if h.conf.Batch > 1 {
-		body = []byte{'['}
+		size := 2
+		for _, m := range messages {
+			size += len(m.Body) + 1
+		}
+		body = append(make([]byte, 0, size), '[')
 		for i, m := range messages {
 			if i > 0 {
 				body = append(body, ',')
