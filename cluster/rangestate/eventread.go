@@ -156,17 +156,24 @@ func (v *View) EventState() (s EventState, err error) {
 	return s, nil
 }
 
-// eachTarget calls fn for the row of every target, by name. The row is fn's, the name is not.
+// eachTarget calls fn for the row of every target, by name. The row is fn's, the name is not. It seeks from one to the next: a row that every batch
+// writes has thousands of versions in a memtable, and a step goes over each of them.
 func eachTarget(r pebble.Reader, group cluster.GroupID, fn func(name []byte, row *metapb.EventTargetRow)) error {
 	start := appendTarget(nil, group, "")
-	return iterate(r, start, prefixEnd(slices.Clone(start)), func(raw []byte, value func() ([]byte, error)) (bool, error) {
+	it, err := r.NewIter(&pebble.IterOptions{LowerBound: start, UpperBound: prefixEnd(slices.Clone(start))})
+	if err != nil {
+		return errs.Wrap(errs.DriveFailed, "rangestate.read", "", err)
+	}
+	for ok := it.First(); ok; ok = it.SeekGE(append(start, 0)) {
 		row := &metapb.EventTargetRow{}
-		if err := decode(raw, value, row); err != nil {
-			return false, err
+		if err := decode(it.Key(), it.ValueAndErr, row); err != nil {
+			_ = it.Close() // the first error says more
+			return err
 		}
-		fn(raw[groupHeadLen:], row)
-		return true, nil
-	})
+		start = append(start[:0], it.Key()...)
+		fn(start[groupHeadLen:], row)
+	}
+	return errs.Wrap(errs.DriveFailed, "rangestate.read", "", it.Close())
 }
 
 // EventCounters are up to limit counters by bucket and target, those behind a place (nil: from the first); next is nil at the end.
