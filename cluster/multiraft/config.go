@@ -58,6 +58,7 @@ type Config struct {
 	Now             func() time.Time                   // stamps commands; default time.Now
 	Logger          *slog.Logger                       // default: discard
 	NewStateMachine func(cluster.GroupID) StateMachine // required
+	TableBounds     [][]byte                           // raw keys at which state stores end their tables, rising; default: none
 	Cache           *pebble.Cache                      // shared block cache; default: one of 32 MiB
 	Remote          Transport                          // to replicas on other nodes; nil: all are here
 

@@ -89,7 +89,7 @@ func (h *Host) tryDrive(d Drive) (*driveStore, error) {
 	if err == nil {
 		err = ds.openOrReplace("state", func(dir string) (err error) {
 			ds.state, err = raftlog.OpenEngine(raftlog.EngineOptions{
-				FS: d.FS, Dir: dir, DisableWAL: true, MemTableBytes: h.cfg.StateMemTableBytes, BloomBits: 10,
+				FS: d.FS, Dir: dir, DisableWAL: true, MemTableBytes: h.cfg.StateMemTableBytes, BloomBits: 10, TableBounds: h.cfg.TableBounds,
 				Cache: h.cfg.Cache, FileCache: h.fileCache,
 				Compactions: h.compactions, Logger: h.driveLogger(d),
 				OnFail: func(err error) { ds.failStore("state", err) },

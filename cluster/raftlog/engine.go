@@ -1,6 +1,7 @@
 package raftlog
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -28,6 +29,7 @@ type EngineOptions struct {
 	DisableWAL    bool              // batches then survive a crash as a prefix, up to the last flush
 	MemTableBytes uint64            // upper bound of one memtable; 0 is 4 MiB
 	BloomBits     int               // bits per key of a table filter; 0 is none
+	TableBounds   [][]byte          // rising: no table written from now on has keys on both sides of one
 	Cache         *pebble.Cache     // block cache, shared between engines; nil is a small one of its own
 	FileCache     *pebble.FileCache // open files, shared between engines that share Cache; nil is one of its own
 	Compactions   *Compactions      // shared by all engines of a process; nil is one of its own
@@ -128,6 +130,16 @@ func (e *Engine) pebbleOptions(o EngineOptions) *pebble.Options {
 	po.Experimental.FileCacheShards = 1
 	// An ingest that waits in a memtable is lost in a crash that keeps later batches.
 	po.Experimental.DisableIngestAsFlushable = func() bool { return true }
+	if len(o.TableBounds) > 0 {
+		po.Experimental.SpanPolicyFunc = func(first []byte) (pebble.SpanPolicy, []byte, error) {
+			for _, bound := range o.TableBounds {
+				if bytes.Compare(first, bound) < 0 {
+					return pebble.SpanPolicy{}, bound, nil
+				}
+			}
+			return pebble.SpanPolicy{}, nil, nil
+		}
+	}
 	// What is in level 0 is soon rewritten, and a log soon deleted.
 	po.Levels[0].Compression = func() *sstable.CompressionProfile { return sstable.NoCompression }
 	po.Levels[1].Compression = func() *sstable.CompressionProfile { return sstable.SnappyCompression }

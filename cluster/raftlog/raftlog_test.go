@@ -575,6 +575,58 @@ func TestCompactions(t *testing.T) {
 	}
 }
 
+// No table, flushed or compacted, has keys on both sides of a bound: rows behind it that only grow at their end are not written anew
+// with those before it.
+func TestTableBounds(t *testing.T) {
+	e, err := OpenEngine(EngineOptions{FS: vfsx.NewMem(), Dir: "e", DisableWAL: true, TableBounds: [][]byte{{'g'}, {'p'}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	behind := func(key []byte) (n int) {
+		for _, bound := range []string{"g", "p"} {
+			if string(key) >= bound {
+				n++
+			}
+		}
+		return n
+	}
+	for i := range 50 {
+		for _, first := range []string{"a", "f", "g", "m", "o\xff", "p", "z"} {
+			if err := e.DB().Set(fmt.Appendf(nil, "%s%08d", first, i), make([]byte, 100), pebble.NoSync); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := e.DB().Flush(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	check := func() {
+		t.Helper()
+		levels, err := e.DB().SSTables()
+		if err != nil {
+			t.Fatal(err)
+		}
+		seen := map[int]bool{}
+		for _, tables := range levels {
+			for _, table := range tables {
+				part := behind(table.Smallest.UserKey)
+				if seen[part] = true; behind(table.Largest.UserKey) != part {
+					t.Errorf("a table from %q to %q", table.Smallest.UserKey, table.Largest.UserKey)
+				}
+			}
+		}
+		if len(seen) != 3 {
+			t.Errorf("tables of %d parts", len(seen))
+		}
+	}
+	check()
+	if err := e.DB().Compact(t.Context(), []byte("a"), []byte("zz"), false); err != nil {
+		t.Fatal(err)
+	}
+	check()
+}
+
 // Pebble's Fatalf ends the engine, not the process, and never returns.
 func TestFatalf(t *testing.T) {
 	e, err := OpenEngine(EngineOptions{FS: vfsx.NewMem(), Dir: "e"})

@@ -35,7 +35,6 @@
 //	'G' G 'b' B rawkey       ChildRow: the child that a split at this place made.
 //	'G' G 'c' B class        CounterRow; class is S3's name of the storage class.
 //	'G' G 'd'                RangeDescriptor.
-//	'G' G 'e' seq(8)         EventRow: the outbox.
 //	'G' G 'g' seq(8) n(4)    GarbageRow.
 //	'G' G 'h'                CheckRow: the hash of the bounds at the last CheckBounds.
 //	'G' G 'l'                EventLogRow: the outbox as a whole. None before the first event.
@@ -44,6 +43,7 @@
 //	'G' G 's'                the raw key at which the next Sweep goes on.
 //	'G' G 't'                GroupClock.
 //	'G' G 'x' target 0 seq(8) DeadEventRow: a dead letter, under the sequence of its event.
+//	'z' G seq(8)             EventRow: the outbox, in tables of its own ([TableBounds]).
 //
 // # Versions of a key
 //

@@ -258,7 +258,7 @@ func TestNoEventsNoRows(t *testing.T) {
 	f.refused(errs.Conflict, &metapb.AckEventsOp{Target: "q", To: 1})
 	f.split(testGroup, 1, "m")
 	for _, kv := range dump(t, f.db) {
-		if kv[0][0] == kindTimer || kv[0][0] == kindGroup && strings.IndexByte("epqxl", kv[0][9]) >= 0 {
+		if kv[0][0] == kindTimer || kv[0][0] == kindEvent || kv[0][0] == kindGroup && strings.IndexByte("pqxl", kv[0][9]) >= 0 {
 			t.Errorf("row %q", kv[0])
 		}
 	}

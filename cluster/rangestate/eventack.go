@@ -55,10 +55,10 @@ func (g *glance) isFor(target string) bool {
 
 // glanceAt reads the little that is needed of a row of the outbox.
 func glanceAt(raw, value []byte) (g glance, err error) {
-	if len(raw) != groupHeadLen+8 {
+	if len(raw) != eventHeadLen+8 {
 		return g, corrupt(raw, errMalformed)
 	}
-	g.seq, g.size = binary.BigEndian.Uint64(raw[groupHeadLen:]), uint64(len(value))
+	g.seq, g.size = binary.BigEndian.Uint64(raw[eventHeadLen:]), uint64(len(value))
 	w := wire{b: value}
 	for w.next() {
 		switch w.num {
@@ -143,7 +143,7 @@ type ack struct {
 }
 
 func (a *ack) run() error {
-	start, end := appendEvent(nil, a.m.group, a.op.From+1), prefixEnd(appendGroup(nil, a.m.group, subEvent))
+	start, end := appendEvent(nil, a.m.group, a.op.From+1), prefixEnd(appendEvents(nil, a.m.group))
 	if err := a.m.iterate(start, end, a.row); err != nil {
 		return err
 	}

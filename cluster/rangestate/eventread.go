@@ -84,7 +84,7 @@ func (v *View) Events(q *EventQuery) (page EventPage, err error) {
 	if walk.room <= 0 {
 		walk.room = eventBytes
 	}
-	start, end := appendEvent(nil, v.group, q.After+1), prefixEnd(appendGroup(nil, v.group, subEvent))
+	start, end := appendEvent(nil, v.group, q.After+1), prefixEnd(appendEvents(nil, v.group))
 	if err := iterate(v.r, start, end, walk.row); err != nil {
 		return EventPage{}, err
 	}

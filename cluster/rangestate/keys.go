@@ -24,6 +24,7 @@ const (
 	kindRepair    byte = 'r'
 	kindUpload    byte = 'u'
 	kindVersion   byte = 'v'
+	kindEvent     byte = 'z' // behind all others: see TableBounds
 )
 
 // Sub kinds of group rows.
@@ -31,7 +32,6 @@ const (
 	subChild      byte = 'b'
 	subCounter    byte = 'c'
 	subDescriptor byte = 'd'
-	subEvent      byte = 'e'
 	subGarbage    byte = 'g'
 	subCheck      byte = 'h'
 	subLog        byte = 'l'
@@ -167,8 +167,20 @@ func appendCounter(dst []byte, group cluster.GroupID, bucket uint64, class strin
 
 // appendEvent is the raw key of an event in the outbox.
 func appendEvent(dst []byte, group cluster.GroupID, seq uint64) []byte {
-	return binary.BigEndian.AppendUint64(appendGroup(dst, group, subEvent), seq)
+	return binary.BigEndian.AppendUint64(appendEvents(dst, group), seq)
 }
+
+// appendEvents is what the raw keys of a group's events begin with.
+func appendEvents(dst []byte, group cluster.GroupID) []byte {
+	return binary.BigEndian.AppendUint64(append(dst, kindEvent), uint64(group))
+}
+
+// eventHeadLen is its length.
+const eventHeadLen = 9
+
+// TableBounds are the raw keys at which a state store should end its tables: the outbox, which only grows at its end, is else written
+// anew by every compaction of objects.
+func TableBounds() [][]byte { return [][]byte{{kindEvent}} }
 
 func appendTarget(dst []byte, group cluster.GroupID, target string) []byte {
 	return append(appendGroup(dst, group, subTarget), target...)

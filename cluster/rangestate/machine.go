@@ -113,14 +113,17 @@ func spans(r pebble.Reader, group cluster.GroupID) ([]cluster.KeySpan, error) {
 	out := []cluster.KeySpan{{Start: start, End: prefixEnd(slices.Clone(start))}}
 	var d metapb.RangeDescriptor
 	ok, err := getRow(r, appendGroup(nil, group, subDescriptor), &d)
-	if err != nil || !ok {
+	if err != nil {
 		return out, err
 	}
-	b := boundsOf(&d)
-	for _, kind := range kindsInBounds {
-		out = append(out, b.span(kind))
+	if ok {
+		b := boundsOf(&d)
+		for _, kind := range kindsInBounds {
+			out = append(out, b.span(kind))
+		}
 	}
-	return out, nil
+	start = appendEvents(nil, group)
+	return append(out, cluster.KeySpan{Start: start, End: prefixEnd(slices.Clone(start))}), nil
 }
 
 // Apply applies entries in order and answers one encoded RangeResult for each.

@@ -105,7 +105,7 @@ func TestSpansHoldAllRows(t *testing.T) {
 		}
 	}
 	other, err := New(9).Spans(w.db)
-	if err != nil || len(other) != 1 {
+	if err != nil || len(other) != 2 {
 		t.Fatalf("spans of a group that is not there: %v, %v", other, err)
 	}
 	if _, err := NewView(w.db, 9); !errs.Is(err, errs.NotFound) {

@@ -81,6 +81,12 @@ func parse(t testing.TB, db *pebble.DB) *state {
 			}
 			continue
 		}
+		if kind == kindEvent {
+			if len(raw) != eventHeadLen+8 {
+				t.Errorf("malformed key %q", raw)
+			}
+			continue
+		}
 		bucket := binary.BigEndian.Uint64(raw[1:9])
 		key, suffix := raw[9:], []byte(nil)
 		if !rawKind(kind) {

@@ -18,6 +18,7 @@ import (
 	"cairn/cluster/metaclient"
 	"cairn/cluster/multiraft"
 	"cairn/cluster/placement"
+	"cairn/cluster/rangestate"
 	"cairn/cluster/splitter"
 	"cairn/proto/metapb"
 	"cairn/s3api/objects"
@@ -265,7 +266,7 @@ func (c *Core) tuning() (Tuning, error) {
 		t.Controller.Slots = append(t.Controller.Slots, controller.Slot{Path: d.Path, Zone: cluster.Zone(d.Zone), Label: d.Label})
 	}
 	t.Raft = multiraft.Config{
-		Node: "node-1", Now: c.env.Now, Logger: c.env.Logger, NewStateMachine: controller.NewStateMachine,
+		Node: "node-1", Now: c.env.Now, Logger: c.env.Logger, NewStateMachine: controller.NewStateMachine, TableBounds: rangestate.TableBounds(),
 	}
 	t.Chunks = chunkio.Config{BufferBytesMax: int64(c.cfg.BufferBytes), Logger: c.env.Logger}
 	return t, nil
